@@ -1,0 +1,1 @@
+"""Keeping it so: watch, work queue, reconcile, local API, worker processes, clean start and stop."""

@@ -1,0 +1,1 @@
+"""Service names: answers from the plan, everything else forwarded to the upstreams, with a cache."""

@@ -1,0 +1,1 @@
+"""Whole clusters on one machine, in network namespaces: sites, NATs, nodes, pods."""

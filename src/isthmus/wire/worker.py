@@ -1,0 +1,151 @@
+"""Messages between the control process of an agent and its workers (data, DNS), over a Unix stream socket.
+
+Encoded as MessagePack in frames (wire/frames.py). Both ends are the same release, so there is no version field. The
+control process sends a full state after start, then only what changed.
+"""
+
+import msgspec
+
+from isthmus.plan.serving import ServicePlan
+
+
+class Self(msgspec.Struct, frozen=True, tag=True):
+    """Who this node is."""
+
+    node: str
+    site: str
+    addresses: tuple[str, ...]
+    pod_cidrs: tuple[str, ...]
+    boot_id: str
+
+
+class PutService(msgspec.Struct, frozen=True, tag=True):
+    """A service is new or changed."""
+
+    plan: ServicePlan
+
+
+class DropService(msgspec.Struct, frozen=True, tag=True):
+    """A service is gone."""
+
+    namespace: str
+    name: str
+
+
+class Synced(msgspec.Struct, frozen=True, tag=True):
+    """Everything known has been sent; the worker may begin to serve."""
+
+
+class PathSpec(msgspec.Struct, frozen=True):
+    """One way to a peer, in the order in which plan/paths.py ranked it.
+
+    ``kind`` is "direct" (``address`` is HOST:PORT of the peer), "reverse" (over ``relay``'s control channel) or "relayed"
+    (``address`` is HOST:PORT of ``relay``).
+    """
+
+    kind: str
+    address: str
+    relay: str = ""
+
+
+class PutPeer(msgspec.Struct, frozen=True, tag=True):
+    """How a node is reached now; replaces what was known. Without paths it is known but unreachable."""
+
+    node: str
+    paths: tuple[PathSpec, ...]
+
+
+class DropPeer(msgspec.Struct, frozen=True, tag=True):
+    """A node is gone or revoked: its connections are closed."""
+
+    node: str
+    reason: str
+
+
+class Credentials(msgspec.Struct, frozen=True, tag=True):
+    """Files of the identity changed: load them for new handshakes. ``revoked`` are certificate serials in hexadecimal."""
+
+    ca_file: str
+    certificate_file: str
+    key_file: str
+    revoked: tuple[str, ...] = ()
+
+
+class Dial(msgspec.Struct, frozen=True, tag=True):
+    """Make a connection for ``node`` now: an answer to NeedConnection, or a peer's wish (reverse, relayed).
+
+    ``ticket`` (hexadecimal) is presented to a relay first; '' for a direct connection. ``role`` is the side of the TLS
+    handshake this node takes: "client" or "server". ``request`` repeats NeedConnection.request, or is 0.
+    """
+
+    node: str
+    address: str
+    kind: str
+    role: str
+    ticket: str = ""
+    request: int = 0
+
+
+class DialFailed(msgspec.Struct, frozen=True, tag=True):
+    """NeedConnection cannot be served now."""
+
+    request: int
+    node: str
+    reason: str
+
+
+class NeedConnection(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: a pooled connection to ``node`` over a reverse or relayed path is wanted."""
+
+    request: int
+    node: str
+    kind: str
+    relay: str
+
+
+class PathReport(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: a path worked (``error`` is '') or failed, seen at first hand."""
+
+    node: str
+    kind: str
+    address: str
+    relay: str = ""
+    rtt_ms: float = 0.0
+    error: str = ""
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """Control to worker: a question of the local API (``counters``, ``connections``, ``links``, ...)."""
+
+    id: int
+    what: str
+    arguments: dict[str, str] = {}
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: the answer, plain data."""
+
+    id: int
+    data: msgspec.Raw
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: listening; ``detail`` says on what."""
+
+    worker: str
+    detail: dict[str, str] = {}
+
+
+class Trouble(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: something a person should see in ``status``; an empty ``text`` clears the code."""
+
+    code: str
+    text: str
+
+
+ToWorker = Self | PutService | DropService | Synced | PutPeer | DropPeer | Credentials | Dial | DialFailed | Ask
+FromWorker = NeedConnection | PathReport | Answer | Ready | Trouble
+
+encoder = msgspec.msgpack.Encoder()
+to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
+from_worker_decoder = msgspec.msgpack.Decoder(FromWorker)
