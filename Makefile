@@ -37,7 +37,8 @@ fmt: setup ## format
 	@.venv/bin/ruff format -q . && .venv/bin/ruff check -q --fix --exit-zero .
 
 lint: setup ## style, and the order of the rooms
-	@.venv/bin/ruff format -q --check . && .venv/bin/ruff check -q . && .venv/bin/lint-imports > build/imports.log || { cat build/imports.log; exit 1; }
+	@.venv/bin/ruff format -q --check . && .venv/bin/ruff check -q .
+	@.venv/bin/lint-imports > build/imports.log || { cat build/imports.log; exit 1; }
 
 type: setup ## mypy, strict
 	@.venv/bin/mypy

@@ -46,7 +46,7 @@ class Timer:
 
 
 class Loop:
-    """The readiness loop of a process. Only ``call_threadsafe``, ``rearm`` and ``stop`` may be used from other threads."""
+    """A readiness loop. Only ``call_threadsafe``, ``rearm`` and ``stop`` may be used from other threads."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

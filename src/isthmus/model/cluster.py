@@ -101,7 +101,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class EndpointSlice(msgspec.Struct, frozen=True):
-    """An EndpointSlice, or one subset and family of a legacy Endpoints object (``name`` is then ``NAME#SUBSET-FAMILY``)."""
+    """An EndpointSlice, or one subset and family of a legacy Endpoints object (``NAME#SUBSET-FAMILY``)."""
 
     namespace: str
     name: str

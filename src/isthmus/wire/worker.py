@@ -39,8 +39,8 @@ class Synced(msgspec.Struct, frozen=True, tag=True):
 class PathSpec(msgspec.Struct, frozen=True):
     """One way to a peer, in the order in which plan/paths.py ranked it.
 
-    ``kind`` is "direct" (``address`` is HOST:PORT of the peer), "reverse" (over ``relay``'s control channel) or "relayed"
-    (``address`` is HOST:PORT of ``relay``).
+    ``kind`` is "direct" (``address`` is HOST:PORT of the peer), "reverse" (asked for over ``relay``'s control channel)
+    or "relayed" (``address`` is HOST:PORT of ``relay``).
     """
 
     kind: str
@@ -63,7 +63,7 @@ class DropPeer(msgspec.Struct, frozen=True, tag=True):
 
 
 class Credentials(msgspec.Struct, frozen=True, tag=True):
-    """Files of the identity changed: load them for new handshakes. ``revoked`` are certificate serials in hexadecimal."""
+    """Files of the identity changed: load them for new handshakes. ``revoked``: certificate serials in hexadecimal."""
 
     ca_file: str
     certificate_file: str
