@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from socket import socket as Socket
+    from socket import socket
 
 
 class StreamRequest(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class StreamCarrier(Protocol):
         self,
         node: str,
         request: StreamRequest,
-        client: "Socket",
+        client: "socket",
         opened: Callable[[Outcome, str], None],
         ended: Callable[[int, int], None],
     ) -> "CancelOpen":
@@ -87,7 +87,7 @@ class DatagramCarrier(Protocol):
 class EndpointConnector(Protocol):
     """Implemented by proxy/, used by link/: reaches endpoints of this node for streams that come from other nodes."""
 
-    def connect(self, peer: str, request: StreamRequest, done: "Callable[[Outcome, Socket | None, str], None]") -> None:
+    def connect(self, peer: str, request: StreamRequest, done: "Callable[[Outcome, socket | None, str], None]") -> None:
         """Connect to the endpoint if the model gives it to this node (plan/admission.py), else NOT_ALLOWED, counted.
 
         With OPENED the caller owns the connected, non-blocking socket.
