@@ -124,9 +124,12 @@ class WorkerProcess:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         frames = FrameReader()
-        while data := await reader.read(READ_BYTES):
-            for frame in frames.feed(data):
-                self._handle(from_worker_decoder.decode(frame))
+        try:
+            while data := await reader.read(READ_BYTES):
+                for frame in frames.feed(data):
+                    self._handle(from_worker_decoder.decode(frame))
+        except (ConnectionError, IsthmusError, msgspec.MsgspecError) as error:
+            log.error("worker's channel failed", worker=self.name, error=str(error))
 
     def _handle(self, message: FromWorker) -> None:
         if isinstance(message, Answer):
