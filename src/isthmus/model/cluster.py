@@ -90,7 +90,10 @@ class EndpointPort(msgspec.Struct, frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """One address behind a service. Without ``node`` it is reported and not served, for ranges of sites overlap."""
+    """One address behind a service. Without ``node`` it is reported and not served, for ranges of sites overlap.
+
+    ``serving`` tells of an endpoint that is not ready only because it terminates.
+    """
 
     address: str
     node: str = ""
@@ -98,6 +101,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     pod: str = ""
     ready: bool = True
     zone: str = ""
+    serving: bool = True
+    terminating: bool = False
 
 
 class EndpointSlice(msgspec.Struct, frozen=True):
