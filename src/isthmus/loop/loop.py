@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from typing import Protocol
 
 import structlog
 
@@ -19,12 +20,22 @@ log = structlog.get_logger(__name__)
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 BOTH = READ | WRITE
+ERROR = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP
+PEER_ENDED = select.EPOLLRDHUP
 ONESHOT = select.EPOLLONESHOT
 
 MAX_EVENTS = 256
 
 Handler = Callable[[int], None]
+
+
+class Closable(Protocol):
+    """A socket, as far as ``Loop.discard`` is concerned."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Timer:
@@ -54,6 +65,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._calls: deque[Callable[[], None]] = deque()
+        self._closing: list[Closable] = []
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = False
         self.now_s = time.monotonic()
@@ -83,6 +95,15 @@ class Loop:
                 self._epoll.unregister(fd)
             except OSError:
                 pass
+
+    def discard(self, sock: Closable) -> None:
+        """Stop watching ``sock`` and close it after the events at hand; from the loop's thread only.
+
+        Closing takes a descriptor out of epoll by itself, so this saves a call. Closing it later keeps its number from
+        being given to a new connection while events of the old one still wait in this round.
+        """
+        self._handlers.pop(sock.fileno(), None)
+        self._closing.append(sock)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer:
         """Call once after ``delay_s``."""
@@ -120,11 +141,17 @@ class Loop:
                     log.exception("handler failed", descriptor=fd, handler=getattr(handler, "__qualname__", "?"))
                     self.remove(fd)
             self.now_s = time.monotonic()
-            self._fire_timers()
-            self._run_calls()
+            if self._timers:
+                self._fire_timers()
+            if self._calls:
+                self._run_calls()
+            if self._closing:
+                self._close_discarded()
+        self._close_discarded()
 
     def close(self) -> None:
         """Release the loop's own descriptors; watched ones belong to their owners."""
+        self._close_discarded()
         self.remove(self._wake)
         os.close(self._wake)
         self._epoll.close()
@@ -144,6 +171,11 @@ class Loop:
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):
             self._guarded(self._calls.popleft())
+
+    def _close_discarded(self) -> None:
+        closing, self._closing = self._closing, []
+        for sock in closing:
+            sock.close()
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:

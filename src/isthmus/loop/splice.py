@@ -1,0 +1,302 @@
+"""Two connected TCP sockets joined: bytes, half-close, RST and back-pressure pass from each to the other.
+
+A byte goes from one socket into a buffer that the whole process shares, and at once from there into the other socket.
+Only what the other socket does not take is copied aside, at most QUANTUM_BYTES a direction; until it is taken, nothing
+more is read, so TCP's own window carries the back-pressure to the sender. A connection holds two descriptors and no
+thread. A turn of a socket moves at most QUANTUM_BYTES, so that a bulk transfer does not hold up the request beside it.
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from enum import StrEnum
+
+from isthmus.loop.loop import ERROR, PEER_ENDED, READ, WRITE, Loop
+
+QUANTUM_BYTES = 256 * 1024
+
+READING = READ | PEER_ENDED
+LINGER_ZERO = struct.pack("ii", 1, 0)
+
+_buffer = bytearray(QUANTUM_BYTES)
+_view = memoryview(_buffer)
+_DONT_WAIT = socket.MSG_DONTWAIT
+
+
+class End(StrEnum):
+    """Why a splice ended."""
+
+    CLOSED = "closed"  # both sides sent their FIN, everything was delivered
+    RESET_BY_A = "reset-by-a"  # side A sent RST or its path failed; B got an RST
+    RESET_BY_B = "reset-by-b"
+    ABORTED = "aborted"  # by ``Splice.abort``; both got an RST
+
+
+Ended = Callable[[int, int, End], None]
+
+
+def reset(loop: Loop, sock: socket.socket) -> None:
+    """Close ``sock`` with an RST; what it has not sent yet is thrown away."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+    except OSError:
+        pass  # the socket is dead already
+    loop.discard(sock)
+
+
+class Splice:
+    """Joins ``a`` and ``b`` until both have ended, then calls ``ended(bytes_a_to_b, bytes_b_to_a, why)`` once.
+
+    Takes over both sockets: they must be connected, and the caller must have taken them out of the loop. They may be
+    blocking or not, but must carry no timeout (``settimeout``), for Python would wait it out here. ``to_b`` are bytes
+    that were read from ``a`` before, ``to_a`` the other way round. ``ended`` may be called from within the constructor,
+    when a side is dead already.
+    """
+
+    __slots__ = ("_a", "_b", "_ended", "loop")
+
+    def __init__(
+        self,
+        loop: Loop,
+        a: socket.socket,
+        b: socket.socket,
+        ended: Ended,
+        *,
+        to_b: bytes = b"",
+        to_a: bytes = b"",
+    ) -> None:
+        self.loop = loop
+        self._ended: Ended | None = ended
+        side_a, side_b = _Side(self, a), _Side(self, b)
+        side_a.other, side_b.other = side_b, side_a
+        self._a, self._b = side_a, side_b
+        loop.add(side_a.fd, READING, side_a.ready)
+        loop.add(side_b.fd, READING, side_b.ready)
+        if to_b:
+            side_a.deliver(to_b)
+        if to_a and self._ended is not None:
+            side_b.deliver(to_a)
+
+    @property
+    def bytes_a_to_b(self) -> int:
+        """Bytes from ``a`` that ``b``'s socket has taken."""
+        return self._a.delivered()
+
+    @property
+    def bytes_b_to_a(self) -> int:
+        """Bytes from ``b`` that ``a``'s socket has taken."""
+        return self._b.delivered()
+
+    @property
+    def open(self) -> bool:
+        """Whether the splice still runs."""
+        return self._ended is not None
+
+    def abort(self) -> None:
+        """End both connections with an RST. Does nothing when the splice has ended."""
+        if self._ended is not None:
+            reset(self.loop, self._a.sock)
+            reset(self.loop, self._b.sock)
+            self._finish(End.ABORTED)
+
+    def side_failed(self, side: "_Side") -> None:
+        """``side`` is dead: pass the RST on."""
+        if self._ended is not None:
+            self.loop.discard(side.sock)
+            reset(self.loop, side.other.sock)
+            self._finish(End.RESET_BY_A if side is self._a else End.RESET_BY_B)
+
+    def both_ended(self) -> None:
+        """Everything was delivered both ways; closing sends the FINs that are still owed."""
+        if self._ended is not None:
+            self.loop.discard(self._a.sock)
+            self.loop.discard(self._b.sock)
+            self._finish(End.CLOSED)
+
+    def _finish(self, why: End) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self._a.delivered(), self._b.delivered(), why)
+
+
+class _Side:
+    """One of the two sockets: reads itself, and holds what it could not write yet (``pending``)."""
+
+    __slots__ = (
+        "_recv_into",
+        "_send",
+        "ended",
+        "fd",
+        "interest",
+        "other",
+        "pending",
+        "received",
+        "shut_after",
+        "sock",
+        "splice",
+        "watched",
+    )
+
+    other: "_Side"
+
+    def __init__(self, splice: Splice, sock: socket.socket) -> None:
+        self.splice = splice
+        self.sock = sock
+        self.fd = sock.fileno()
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self.interest = READING
+        self.watched = True
+        self.pending: memoryview | None = None
+        self.received = 0
+        self.ended = False
+        self.shut_after = False
+
+    def delivered(self) -> int:
+        """Bytes read from this side that the other side's socket has taken."""
+        waiting = self.other.pending
+        return self.received - (len(waiting) if waiting is not None else 0)
+
+    def ready(self, events: int) -> None:
+        """Called by the loop."""
+        if events & WRITE and self.pending is not None:
+            self._flush()
+            if not self.splice.open:
+                return
+        if events & READING and self.interest & READ:
+            self._pump(events)
+        elif events & ~(READING | WRITE):
+            self._gone(events)
+
+    def _pump(self, events: int) -> bool:
+        """Move one quantum to the other side. Returns whether all of it was taken and more may come."""
+        try:
+            count = self._recv_into(_buffer, QUANTUM_BYTES, _DONT_WAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.splice.side_failed(self)
+            return False
+        if not count:
+            self._end_of_stream()
+            return False
+        self.received += count
+        other = self.other
+        try:
+            sent = other._send(_view[:count], _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            other.write_failed()
+            return False
+        if sent != count:
+            other._hold(_view[sent:count])
+            return False
+        # A FIN was there when the loop looked, and this read emptied the queue: no second read is needed to see it.
+        if events & (PEER_ENDED | ERROR) == PEER_ENDED and count < QUANTUM_BYTES:
+            self._end_of_stream()
+            return False
+        return True
+
+    def deliver(self, data: bytes) -> None:
+        """Send ``data``, read from this side before it was spliced, to the other."""
+        self.received += len(data)
+        other = self.other
+        try:
+            sent = other._send(data, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            other.write_failed()
+            return
+        if sent != len(data):
+            other._hold(memoryview(data)[sent:])
+
+    def _hold(self, rest: memoryview) -> None:
+        """Keep what this side did not take, and read no more from the other until it does."""
+        self.pending = memoryview(bytes(rest))
+        self._watch(self.interest | WRITE)
+        self.other._watch(self.other.interest & ~READING)
+
+    def _flush(self) -> None:
+        pending = self.pending
+        assert pending is not None
+        try:
+            sent = self._send(pending, _DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.write_failed()
+            return
+        if sent < len(pending):
+            self.pending = pending[sent:]
+            return
+        self.pending = None
+        other = self.other
+        if other.ended:
+            self._watch(self.interest & ~WRITE)
+            self._after_last_byte()
+            return
+        # The source waited meanwhile, so it most likely has more: while it fills this side again at once, no interest
+        # changes and the kernel is not asked.
+        other._pump(0)
+        if self.splice.open and self.pending is None:
+            self._watch(self.interest & ~WRITE)
+            if not other.ended:
+                other._watch(other.interest | READING)
+
+    def _end_of_stream(self) -> None:
+        """This side sent its FIN: pass it on behind what is still held."""
+        self.ended = True
+        other = self.other
+        if other.pending is not None:
+            other.shut_after = True
+            self._watch(self.interest & ~READING)
+        elif other.ended and self.pending is None:
+            self.splice.both_ended()
+        else:
+            self._watch(self.interest & ~READING)
+            other._shut()
+
+    def _after_last_byte(self) -> None:
+        """This side has taken the last byte of the other, which has ended."""
+        if self.ended and self.other.pending is None:
+            self.splice.both_ended()
+        elif self.shut_after:
+            self.shut_after = False
+            self._shut()
+
+    def _shut(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.write_failed()
+
+    def write_failed(self) -> None:
+        """This side's peer is gone; an answer that it sent before (an early error page) is still delivered."""
+        if not self.ended and self.other.pending is None:
+            try:
+                count = self._recv_into(_buffer, QUANTUM_BYTES, _DONT_WAIT)
+                self.received += self.other._send(_view[:count], _DONT_WAIT) if count else 0
+            except OSError:
+                pass
+        self.splice.side_failed(self)
+
+    def _gone(self, events: int) -> None:
+        """Error or hang-up while nothing is read from this side."""
+        if events & ERROR:
+            self.splice.side_failed(self)
+        elif self.watched:
+            # Both directions are shut but bytes wait for the other side: a hang-up would be reported again and again.
+            self.splice.loop.remove(self.fd)
+            self.watched = False
+
+    def _watch(self, interest: int) -> None:
+        if interest == self.interest or not self.splice.open:
+            return
+        self.interest = interest
+        if self.watched:
+            self.splice.loop.modify(self.fd, interest)
+        else:
+            self.splice.loop.add(self.fd, interest, self.ready)
+            self.watched = True
