@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 
+from isthmus.kernel.conntrack import Conntrack, NotIntercepted
 from isthmus.kernel.sockets import Address, parse_sockaddr, peer_of
 from isthmus.model.errors import KernelError
 
@@ -31,12 +31,6 @@ TRIAL_DEADLINE_S = 2.0
 TRIAL_FILE = "original-destination.json"
 
 Reader = Callable[[socket.socket], Address]
-
-
-class NotIntercepted(KernelError):
-    """The connection was not redirected by netfilter, or its record is gone."""
-
-    code: ClassVar[str] = "kernel.not-intercepted"
 
 
 def original_destination(sock: socket.socket) -> Address:
@@ -63,6 +57,27 @@ class Method(StrEnum):
 
     GETSOCKOPT = "so-original-dst"
     TPROXY = "tproxy"
+
+
+def reader(method: Method, listener: Address) -> Reader:
+    """The function to call for each connection that ``listener`` (its address and port) accepts.
+
+    With TPROXY a connection may still have come through DNAT, from a bridge whose packets TPROXY cannot take
+    (docs/interception.md): then its own name is the listener's, and conntrack's record tells.
+    """
+    if method is Method.GETSOCKOPT:
+        return original_destination
+    records: list[Conntrack] = []
+
+    def name_or_record(sock: socket.socket) -> Address:
+        name = own_name(sock)
+        if name != listener:
+            return name
+        if not records:
+            records.append(Conntrack())
+        return records[0].record(socket.IPPROTO_TCP, peer_of(sock.getpeername()), name).destination
+
+    return name_or_record
 
 
 class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
