@@ -8,6 +8,11 @@ from typing import Any
 
 import msgspec
 
+from isthmus.model.cluster import Pod
+from isthmus.model.settings import AgentSettings
+from isthmus.plan.nodes import Me, NodeFacts
+from isthmus.plan.serving import ServicePlan
+
 SOCKET_NAME = "agent.sock"
 
 
@@ -199,6 +204,68 @@ class RuleRow(msgspec.Struct, frozen=True):
     comment: str
     packets: int
     present: bool
+
+
+class EndpointState(msgspec.Struct, frozen=True):
+    """What the data worker remembers of one endpoint of a service port; those it remembers nothing of are left out.
+
+    ``service`` is ``NAMESPACE/NAME``, ``service_port`` the service's own port, ``port`` the endpoint's. ``rest_s`` is
+    how long it still rests (0: it does not).
+    """
+
+    service: str
+    service_port: int
+    protocol: str
+    node: str
+    address: str
+    port: int
+    rest_s: float = 0.0
+    connections: int = 0
+
+
+class PathFacts(msgspec.Struct, frozen=True):
+    """One way to a peer as plan/paths.py ranked it, the first being used.
+
+    ``kind`` is "direct", "reverse" or "relayed", as in wire/worker.py. ``usable`` is whether it may carry a connection
+    now; ``because`` says why it stands where it stands.
+    """
+
+    kind: str
+    address: str
+    relay: str = ""
+    rtt_ms: float = 0.0
+    usable: bool = True
+    because: str = ""
+
+
+class PeerFacts(msgspec.Struct, frozen=True):
+    """Another node: the ways to it, best first, and where what is known of it came from."""
+
+    node: str
+    site: str
+    source: str
+    paths: tuple[PathFacts, ...] = ()
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Answer to "facts": everything that ``isthmus trace`` needs to call the functions of plan/ as the agent does.
+
+    Arguments: ``destination`` as the user typed it, ``namespace`` that of the asking pod. ``services`` holds those that
+    plan/queries.py calls relevant to them; ``pods`` those of this node. ``places`` says where an object stands
+    (``Service shop/web``: ``web.yaml:3``). Lists that could not be had are None.
+    """
+
+    me: Me
+    settings: AgentSettings
+    services: tuple[ServicePlan, ...]
+    pods: tuple[Pod, ...]
+    nodes: dict[str, NodeFacts]
+    peers: tuple[PeerFacts, ...]
+    interception: InterceptionStatus
+    rules: tuple[RuleRow, ...] | None = None
+    endpoints: tuple[EndpointState, ...] | None = None
+    links: tuple[LinkRow, ...] | None = None
+    places: dict[str, str] = {}
 
 
 json_encoder = msgspec.json.Encoder()
