@@ -264,7 +264,7 @@ class StreamMachine:
         return self.phase in (Phase.OPENING, Phase.STREAMING, Phase.STARTING) or bool(self._partial)
 
     def _frame_at(self, data: memoryview, position: int, events: list[Event]) -> int:
-        code, length = HEADER.unpack_from(data, position)
+        code, length = _unpack(data, position)
         kind = self._check(code, length)
         position += HEADER_BYTES
         if kind is FrameType.DATA:
@@ -286,7 +286,7 @@ class StreamMachine:
             position = min(cut, len(data))
             if len(partial) < HEADER_BYTES:
                 return position
-        code, length = HEADER.unpack_from(partial)
+        code, length = _unpack(partial)
         kind = self._check(code, length)
         if kind is FrameType.DATA:
             self._data_left = length
@@ -356,6 +356,11 @@ class StreamMachine:
     def _expect(self, side: Side, phase: Phase) -> None:
         if self.side is not side or self.phase is not phase:
             raise RuntimeError(f"the {self.side} is in phase {self.phase}, not the {side} in {phase}")
+
+
+def _unpack(data: memoryview | bytearray, position: int = 0) -> tuple[int, int]:
+    code, length = HEADER.unpack_from(data, position)
+    return code, length
 
 
 def _request_body(request: StreamRequest) -> bytes:
