@@ -88,6 +88,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     link_port: int = LINK_PORT
     relays: tuple[RelayAddress, ...] = ()
     issuer: str = ""
+    token_file: str = ""
     metrics: str = ""
     intercept: InterceptSettings = InterceptSettings()
     dns: DnsSettings = DnsSettings()
@@ -102,6 +103,10 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     state_directory: str = "/var/lib/isthmus-relay"
     run_directory: str = "/run/isthmus-relay"
     issuer: bool = True
+    ca_directory: str = "/var/lib/isthmus-ca"
+    issuer_address: str = ""
+    token_file: str = ""
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
     streams_per_node: int = 1_024
     pairing_timeout_s: float = 5.0
     waiting_bytes: int = 262_144

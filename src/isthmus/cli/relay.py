@@ -1,0 +1,92 @@
+"""``isthmus relay``: run a relay, or ask a running one how it is."""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from isthmus.cli.configuration import load_settings
+from isthmus.cli.options import TextFormat
+from isthmus.cli.output import print_value
+from isthmus.model.errors import IsthmusError
+from isthmus.model.settings import RelaySettings
+from isthmus.relay.run import Service, open_authority
+from isthmus.relay.status import RelayReport, read_report
+from isthmus.wire.identity import check_name
+
+app = typer.Typer(add_completion=False)
+
+
+class RelayNotRunning(IsthmusError):
+    """No relay answers in the run directory."""
+
+    code = "relay.not-running"
+
+
+@app.command()
+def relay(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings, see docs/settings.md.", metavar="FILE")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Ask the running relay instead.")] = False,
+    output: Annotated[TextFormat, typer.Option("--output", "-o", help="The form of --status.")] = TextFormat.TEXT,
+) -> None:
+    """Run a relay, where nodes behind NATs meet, until SIGTERM."""
+    settings = load_settings(config, RelaySettings) if config else RelaySettings()
+    check_name(settings.name)
+    if status:
+        _show(settings, output)
+        return
+    asyncio.run(serve(settings))
+
+
+async def serve(settings: RelaySettings, *, relays: bool = True) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await Service(settings, authority=open_authority(settings), relays=relays).run(stop)
+    except BaseExceptionGroup as group:
+        for error in _leaves(group):
+            if isinstance(error, IsthmusError):
+                raise error from group
+        raise
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def _show(settings: RelaySettings, output: TextFormat) -> None:
+    try:
+        report = asyncio.run(read_report(Path(settings.run_directory)))
+    except (OSError, msgspec.DecodeError) as error:
+        raise RelayNotRunning(
+            f"no relay answers in {settings.run_directory}: {error}", hint="start it with `isthmus relay`"
+        ) from error
+    if output is TextFormat.TEXT:
+        _print(report)
+    else:
+        print_value(report, output)
+    if report.state != "valid":
+        raise typer.Exit(1)
+
+
+def _print(report: RelayReport) -> None:
+    hours = (report.expires_at - time.time()) / 3600
+    print(f"relay {report.name} on {report.listen}, issuer {'inside' if report.issuer else 'elsewhere'}")
+    print(f"certificate {report.state}, {hours:.1f} h left" + (f": {report.error}" if report.error else ""))
+    print(f"nodes here {len(report.nodes)}, announced {report.announced}, revoked certificates {report.revoked}")
+    print(f"streams joined {report.joined}, waiting {report.pending}; strangers {report.strangers}")
+    for node in sorted(report.nodes, key=lambda row: row.node):
+        print(f"  {node.node:24} from {node.observed:24} streams {node.streams}")
+    for name, count in report.counters.items():
+        print(f"  {name:32} {count}")
