@@ -1,0 +1,171 @@
+"""``isthmus lab``: whole clusters on this machine, in network namespaces."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from isthmus.cli.options import RUN_DIRECTORY_VARIABLE
+from isthmus.lab.cluster import BASE_DIRECTORY, Lab, lab_names, take_down
+from isthmus.lab.examples import DEMO
+from isthmus.lab.labfile import LabFile
+from isthmus.lab.loader import check_name, load_lab_file
+from isthmus.lab.topology import Role
+from isthmus.model.errors import NotPermitted, UsageError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+File = Annotated[Path | None, typer.Argument(help="The lab file; without one, the demo's.", metavar="[FILE]")]
+Name = Annotated[str, typer.Option("--name", help="The lab's name; by default the file's, or the only lab there is.")]
+Directory = Annotated[Path, typer.Option("--directory", help="Where labs keep their files.", metavar="DIR")]
+
+
+@app.command()
+def up(file: File = None, name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
+    """Bring a lab up: sites, NATs, nodes, pods, relays, agents."""
+    _need_root()
+    lab = Lab(_lab_file(file, name), directory)
+    console = Console(stderr=True)
+    with _terminated_as_interrupted(), console.status("") as status:
+        lab.up(lambda step: status.update(f"lab {lab.name}: {step}"))
+    running = sum(1 for process in lab.processes() if process.pid)
+    nodes, pods = len(lab.topology.of(Role.NODE)), len(lab.topology.of(Role.POD))
+    typer.echo(f"lab {lab.name} is up: {nodes} nodes, {pods} pods, {running} processes. Files: {lab.directory}")
+
+
+@app.command()
+def status(name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
+    """Show a lab's nodes, pods and processes. Exit code 1 if a process is dead."""
+    lab = _find(name, directory)
+    console = Console()
+    processes = {(process.kind, process.name): process for process in lab.processes()}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("WHAT", "NAME", "SITE", "ADDRESSES", "PROCESSES"):
+        table.add_column(column, overflow="fold")
+    for place in lab.topology.places:
+        own = [process for process in processes.values() if _place_of(process.kind, process.name, lab) == place.label]
+        states = "\n".join(f"{process.kind} {f'pid {process.pid}' if process.pid else 'dead'}" for process in own)
+        table.add_row(place.role, place.label, place.site, "\n".join(place.addresses), states)
+    console.print(table)
+    dead = [process for process in processes.values() if not process.pid]
+    for process in dead:
+        console.print(f"{process.kind} {process.name} is dead; its log: {process.log}", style="red", soft_wrap=True)
+    if dead:
+        raise typer.Exit(1)
+
+
+@app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def execute(
+    place: Annotated[str, typer.Argument(help="A node, host, pod (NAME or NAMESPACE/NAME) or SITE.router.")],
+    command: Annotated[list[str], typer.Argument(help="The command, after --.", metavar="-- COMMAND...")],
+    name: Name = "",
+    directory: Directory = BASE_DIRECTORY,
+) -> None:
+    """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
+    _need_root()
+    lab = _find(name, directory)
+    if lab.place(place).role is Role.NODE:
+        os.environ[RUN_DIRECTORY_VARIABLE] = str(lab.node_directory(place) / "run")
+    # The command `isthmus` in the lab is the one that is running now, also where it is not on the PATH.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    argv = lab.command(place, command[1:] if command[0] == "--" else command)
+    sys.stdout.flush()
+    os.execvp(argv[0], argv)  # noqa: S606 - no shell is the point
+
+
+@app.command()
+def logs(
+    node: Annotated[str, typer.Argument(help="A node, host, relay or pod.")],
+    name: Name = "",
+    directory: Directory = BASE_DIRECTORY,
+) -> None:
+    """Print what the processes of a node, host, relay or pod have logged."""
+    lab = _find(name, directory)
+    found = [each for each in lab.processes() if node in (each.name, each.name.rpartition(".")[2])]
+    if not found:
+        raise UsageError(f"no process of lab '{lab.name}' is called '{node}'", hint="isthmus lab status")
+    for process in found:
+        if len(found) > 1:
+            typer.echo(f"==> {process.kind} {process.name}")
+        sys.stdout.write(process.log.read_text(errors="replace"))
+
+
+@app.command()
+def down(
+    name: Name = "",
+    every: Annotated[bool, typer.Option("--all", help="Every lab on this machine.")] = False,
+    directory: Directory = BASE_DIRECTORY,
+) -> None:
+    """Remove a lab: processes, namespaces, files; also what a crash left. Safe to repeat."""
+    _need_root()
+    names = lab_names(directory) if every else [check_name(name) if name else _only(directory, default=DEMO_NAME)]
+    for each in names:
+        existed = take_down(each, directory)
+        typer.echo(f"lab {each} is down" if existed else f"there was no lab {each}")
+
+
+@app.command()
+def demo(name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
+    """Watch an edge pod behind a NAT call a cloud service by its name, step by step. Exit code 0 if all went well."""
+    _need_root()
+    from isthmus.lab.demo import run_demo
+
+    with _terminated_as_interrupted():
+        if not run_demo(Lab(_lab_file(None, name), directory), Console()):
+            raise typer.Exit(1)
+
+
+DEMO_NAME = "demo"
+
+
+def _lab_file(file: Path | None, name: str) -> LabFile:
+    lab = load_lab_file(file or DEMO)
+    return msgspec.structs.replace(lab, name=check_name(name)) if name else lab
+
+
+def _find(name: str, directory: Path) -> Lab:
+    return Lab.find(check_name(name) if name else _only(directory), directory)
+
+
+def _only(directory: Path, default: str = "") -> str:
+    """Return the name of the only lab. Raises UsageError where there are none (without ``default``) or several."""
+    names = lab_names(directory)
+    if len(names) > 1:
+        raise UsageError(f"there are several labs: {', '.join(names)}", hint="choose one with --name")
+    if not names and not default:
+        raise UsageError("no lab is up", hint="isthmus lab up")
+    return names[0] if names else default
+
+
+def _place_of(kind: str, name: str, lab: Lab) -> str:
+    if kind == "relay":
+        return next((relay.at for relay in lab.file.relays if relay.name == name), "")
+    return name.replace(".", "/", 1) if kind == "pod" else name
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise NotPermitted("a lab is made of network namespaces, which needs root", hint="run it with sudo")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and a closed terminal clean up as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

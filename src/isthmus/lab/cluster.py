@@ -1,0 +1,311 @@
+"""A lab as a whole: up, down, status, commands in its nodes and pods.
+
+Everything it makes is in the registry first, and lies in one directory, in namespaces of its prefix and in
+/etc/netns under the same names. ``down`` works from these alone: it needs no lab file and no memory of ``up``.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from isthmus.lab import agents, store
+from isthmus.lab.foreign import install_foreign
+from isthmus.lab.labfile import LabFile
+from isthmus.lab.nat import nat_ruleset, nat_sysctls
+from isthmus.lab.network import build, create_namespace, etc_directory, remove_namespace, run_in, write_sysctls
+from isthmus.lab.processes import NETNS_DIRECTORY, in_namespace, kill_all, read_pid, spawn, stop
+from isthmus.lab.registry import Kind, Registry
+from isthmus.lab.topology import Place, Role, plan_topology, prefix
+from isthmus.model.errors import IsthmusError, UsageError
+
+BASE_DIRECTORY = Path("/run/isthmus-lab")
+KILL_DEADLINE_S = 10.0
+
+Progress = Callable[[str], None]
+
+
+class LabExists(IsthmusError):
+    """A lab of that name is up already."""
+
+    code = "lab.exists"
+
+
+class LabBusy(IsthmusError):
+    """Another command is bringing the lab up or down right now."""
+
+    code = "lab.busy"
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """A process the lab started: what it is, where, its id (0: dead), its log."""
+
+    kind: str
+    name: str
+    pid: int
+    log: Path
+
+
+class Lab:
+    """One lab, made from a lab file or found again by its name."""
+
+    def __init__(self, file: LabFile, base: Path = BASE_DIRECTORY) -> None:
+        self.file = file
+        self.name = file.name
+        self.directory = base / file.name
+        self.topology = plan_topology(file)
+        self._registry = Registry(self.directory / "registry.jsonl")
+
+    @classmethod
+    def find(cls, name: str, base: Path = BASE_DIRECTORY) -> "Lab":
+        """Return the lab that is up under ``name``. Raises UsageError."""
+        try:
+            return cls(msgspec.json.decode((base / name / "lab.json").read_bytes(), type=LabFile), base)
+        except (FileNotFoundError, msgspec.DecodeError):
+            raise UsageError(f"there is no lab '{name}'", hint=f"isthmus lab up --name {name}") from None
+
+    @property
+    def store_directory(self) -> Path:
+        """The directory that all agents of the lab watch."""
+        return self.directory / "store"
+
+    def node_directory(self, node: str) -> Path:
+        """Where a node's agent.yaml, boot id, state, sockets and log are."""
+        return self.directory / "nodes" / node
+
+    # up
+
+    def up(self, progress: Progress = lambda _: None) -> None:
+        """Make everything; whatever goes wrong in the middle, Ctrl-C included, is taken down again before it is raised.
+
+        What a crashed ``up`` of this name left is removed first. Raises LabExists, LabBusy, LabNetworkError,
+        KernelError.
+        """
+        with self._locked():
+            if self._registry.complete:
+                raise LabExists(f"lab '{self.name}' is up already", hint=f"isthmus lab down --name {self.name}")
+            self._remove()
+            try:
+                self._make(progress)
+            except BaseException:
+                with _undisturbed():
+                    self._remove()
+                raise
+
+    def _make(self, progress: Progress) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "lab.json").write_bytes(msgspec.json.encode(self.file))
+        progress("namespaces")
+        for place in self.topology.places:
+            self._registry.note(Kind.NAMESPACE, place.namespace)
+            create_namespace(place.namespace)
+        progress("networks")
+        build(self.topology)
+        progress("NATs")
+        self._build_nats()
+        progress("nodes and pods")
+        for place in self.topology.of(Role.NODE):
+            node = next(node for node in self.file.nodes if node.name == place.label)
+            install_foreign(place, node.foreign, node.iptables)
+        self._write_files()
+        self._start_pods_and_hosts()
+        progress("relays and agents")
+        agents.start(self)
+        self._registry.note(Kind.UP, self.name)
+
+    def _build_nats(self) -> None:
+        for place in self.topology.of(Role.ROUTER):
+            nat = next(site.nat for site in self.file.sites if site.name == place.site)
+            if nat:
+                write_sysctls(place.namespace, nat_sysctls(nat))
+                run_in(place.namespace, ["nft", "-f", "-"], nat_ruleset(nat, *place.addresses))
+
+    def _write_files(self) -> None:
+        store.write(self.file, self.topology, self.store_directory)
+        for place in self.topology.of(Role.NODE):
+            directory = self.node_directory(place.label)
+            for part in ("state", "run"):
+                (directory / part).mkdir(parents=True, mode=0o700)
+            # Namespaces share the kernel's boot id; to its peers each node has booted by itself.
+            (directory / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        for place in self.topology.places:
+            text = self._resolv_conf(place)
+            if text:
+                self._registry.note(Kind.ETC, place.namespace)
+                etc_directory(place.namespace).mkdir(parents=True, exist_ok=True)
+                (etc_directory(place.namespace) / "resolv.conf").write_text(text)
+
+    def _resolv_conf(self, place: Place) -> str:
+        """What kubelet writes for a pod; nodes ask the agent as well, without the search path."""
+        settings = self.file.agent
+        server = f"nameserver {settings.intercept.address_v4}\n"
+        if place.role is Role.POD:
+            namespace, domain = place.label.split("/")[0], settings.dns.domain
+            return f"search {namespace}.svc.{domain} svc.{domain} {domain}\n{server}options ndots:5\n"
+        return server if place.role is Role.NODE else ""
+
+    def _start_pods_and_hosts(self) -> None:
+        for pod in self.file.pods:
+            label = f"{pod.namespace}/{pod.name}"
+            command = list(pod.command)
+            if pod.serve:
+                command = [sys.executable, "-m", "isthmus.lab.server", "--pod", label, "--node", pod.node]
+                for kind, ports in (("http", pod.serve.http), ("tcp", pod.serve.tcp), ("udp", pod.serve.udp)):
+                    command += [f"--{kind}", *map(str, ports)] if ports else []
+            if command:
+                self.start("pod", label, label, command)
+        for host in self.file.hosts:
+            if host.command:
+                self.start("host", host.name, host.name, list(host.command))
+
+    # processes
+
+    def start(self, kind: str, name: str, place: str, command: Sequence[str]) -> int:
+        """Start ``command`` in ``place`` under the name ``kind``/``name``, and return its process id."""
+        directory = self.directory / "processes"
+        directory.mkdir(exist_ok=True)
+        stem = f"{kind}.{name.replace('/', '.')}"
+        return spawn(
+            self.place(place).namespace, command, directory / f"{stem}.log", directory / f"{stem}.pid", self.directory
+        )
+
+    def stop(self, kind: str, name: str, number: signal.Signals = signal.SIGTERM, deadline_s: float = 10.0) -> bool:
+        """Send a signal to a process of the lab and wait for its end; False if it outlives ``deadline_s``."""
+        return stop(self.directory / "processes" / f"{kind}.{name.replace('/', '.')}.pid", number, deadline_s)
+
+    def processes(self) -> list[ProcessState]:
+        """Return every process the lab has started, dead or alive, by name."""
+        found = []
+        for pid_file in sorted((self.directory / "processes").glob("*.pid")):
+            kind, _, name = pid_file.stem.partition(".")
+            found.append(ProcessState(kind, name, read_pid(pid_file), pid_file.with_suffix(".log")))
+        return found
+
+    # commands
+
+    def place(self, label: str) -> Place:
+        """Return the node, host, pod (NAME or NAMESPACE/NAME) or SITE.router called ``label``. Raises UsageError."""
+        places = self.topology.places
+        exact = [place for place in places if place.label == label]
+        by_name = [place for place in places if place.role is Role.POD and place.label.split("/")[1] == label]
+        found = exact or by_name
+        if len(found) != 1:
+            known = ", ".join(place.label for place in places)
+            problem = f"several pods are called '{label}'" if found else f"there is no '{label}' in lab '{self.name}'"
+            raise UsageError(problem, hint=f"there are {known}")
+        return found[0]
+
+    def command(self, label: str, command: Sequence[str]) -> list[str]:
+        """Return ``command`` as it is run in the place called ``label``."""
+        return in_namespace(self.place(label).namespace, command)
+
+    def run(
+        self,
+        label: str,
+        command: Sequence[str],
+        *,
+        timeout_s: float = 30.0,
+        stdin: str | None = None,
+        check: bool = False,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run ``command`` to its end in ``label``; a non-zero exit raises CalledProcessError only with ``check``."""
+        return subprocess.run(
+            self.command(label, command), input=stdin, capture_output=True, text=True, timeout=timeout_s, check=check
+        )
+
+    # down
+
+    def down(self) -> None:
+        """Remove all of the lab: processes, namespaces, files. Safe to repeat. Raises LabBusy, ProcessesRemain."""
+        take_down(self.name, self.directory.parent)
+
+    def _remove(self) -> None:
+        _remove(self.name, self.directory)
+
+    def _locked(self) -> "contextlib.AbstractContextManager[None]":
+        return _locked(self.directory)
+
+
+def take_down(name: str, base: Path = BASE_DIRECTORY) -> bool:
+    """Remove lab ``name`` by its registry and its prefix; return whether there was anything. Raises LabBusy."""
+    directory = base / name
+    existed = directory.exists() or bool(_namespaces(name, Registry(directory / "registry.jsonl")))
+    with _locked(directory), _undisturbed():
+        _remove(name, directory)
+        shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        base.rmdir()  # the last lab takes the directory with it
+    return existed
+
+
+def lab_names(base: Path = BASE_DIRECTORY) -> list[str]:
+    """Return the names of labs that are up, or that a crash left."""
+    return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+
+
+def _namespaces(name: str, registry: Registry) -> list[str]:
+    noted = {entry.name for entry in registry.entries() if entry.kind in (Kind.NAMESPACE, Kind.ETC)}
+    for directory in (NETNS_DIRECTORY, etc_directory("")):
+        if directory.is_dir():
+            noted |= {path.name for path in directory.iterdir()}
+    # The registry may be damaged; the prefix is ours alone.
+    return sorted(each for each in noted if each.startswith(prefix(name)))
+
+
+def _remove(name: str, directory: Path) -> None:
+    namespaces = _namespaces(name, Registry(directory / "registry.jsonl"))
+    kill_all(namespaces, KILL_DEADLINE_S)
+    for namespace in namespaces:
+        remove_namespace(namespace)
+        shutil.rmtree(etc_directory(namespace), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        etc_directory("").rmdir()
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lab's directory, which is made for it. Raises LabBusy."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = directory.exists() and directory.stat().st_ino == os.fstat(descriptor).st_ino
+            if same:
+                yield
+                return
+        except BlockingIOError:
+            raise LabBusy(
+                f"another command is working on lab '{directory.name}'", hint="wait for it, or end it"
+            ) from None
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C while cleaning up: half a removal is what it is there to prevent."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread: signals do not come here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
