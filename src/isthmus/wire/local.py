@@ -10,6 +10,7 @@ import msgspec
 
 from isthmus.model.cluster import Pod
 from isthmus.model.settings import AgentSettings
+from isthmus.plan.interception import InterceptionPlan
 from isthmus.plan.nodes import Me, NodeFacts
 from isthmus.plan.serving import ServicePlan
 
@@ -252,7 +253,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     Arguments: ``destination`` as the user typed it, ``namespace`` that of the asking pod. ``services`` holds those that
     plan/queries.py calls relevant to them; ``pods`` those of this node. ``places`` says where an object stands
-    (``Service shop/web``: ``web.yaml:3``). Lists that could not be had are None.
+    (``Service shop/web``: ``web.yaml:3``). ``planned`` is what the kernel should hold, ``rules`` what it does hold.
+    What could not be had is None.
     """
 
     me: Me
@@ -262,6 +264,7 @@ class Facts(msgspec.Struct, frozen=True):
     nodes: dict[str, NodeFacts]
     peers: tuple[PeerFacts, ...]
     interception: InterceptionStatus
+    planned: InterceptionPlan | None = None
     rules: tuple[RuleRow, ...] | None = None
     endpoints: tuple[EndpointState, ...] | None = None
     links: tuple[LinkRow, ...] | None = None
