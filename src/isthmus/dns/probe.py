@@ -24,7 +24,7 @@ Report = Callable[[str, str], None]
 
 
 class Prober:
-    """Probes every upstream; ``report(code, text)`` tells what a person should see, '' clears it."""
+    """Probes every upstream; ``report(code, text)`` takes what a person should see, '' clears it; repeats are free."""
 
     def __init__(self, loop: Loop, upstreams: Upstreams, report: Report) -> None:
         self._loop, self._upstreams, self._report = loop, upstreams, report
@@ -32,7 +32,6 @@ class Prober:
         self._seen: set[Upstream] = set()  # whose probe came back in this round
         self._attempts: list[Attempt] = []
         self._next_full_s = 0.0
-        self._reported: dict[str, str] = {}
 
     def start(self) -> None:
         """Probe now and from now on."""
@@ -57,16 +56,11 @@ class Prober:
         every = self._upstreams.all
         looping = [str(one) for one in every if one.looping]
         resting = [str(one) for one in every if one.resting and not one.looping]
-        self._say("dns.no-upstreams", "" if every else "no upstreams: other names are answered with SERVFAIL")
+        self._report("dns.no-upstreams", "" if every else "no upstreams: other names are answered with SERVFAIL")
         text = f"{', '.join(looping)} sent our own question back: a forwarding loop; not asked" if looping else ""
-        self._say("dns.upstream-loop", text)
+        self._report("dns.upstream-loop", text)
         dead = every and len(looping) + len(resting) == len(every) and resting
-        self._say("dns.upstreams-dead", f"no upstream answers: {', '.join(resting)}" if dead else "")
-
-    def _say(self, code: str, text: str) -> None:
-        if self._reported.get(code, "") != text:
-            self._reported[code] = text
-            self._report(code, text)
+        self._report("dns.upstreams-dead", f"no upstream answers: {', '.join(resting)}" if dead else "")
 
     def _round(self) -> None:
         for attempt in self._attempts:  # unanswered for a whole round

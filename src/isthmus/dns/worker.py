@@ -80,6 +80,7 @@ class DnsWorker:
         self._unbound = [(address, kind) for address in config.listen for kind in ("udp", "tcp")]
         self._bound: dict[str, str] = {}
         self._serving = False
+        self._troubles: dict[str, str] = {}
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the control process is gone."""
@@ -196,6 +197,9 @@ class DnsWorker:
         self._prober.review()
 
     def _trouble(self, code: str, text: str) -> None:
+        if self._troubles.get(code, "") == text:
+            return
+        self._troubles[code] = text
         log.info("dns trouble", code=code, text=text)
         self._channel.send(worker.Trouble(code, text))
 
