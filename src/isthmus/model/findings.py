@@ -34,6 +34,7 @@ class Code(StrEnum):
     NOT_SERVED = "manifest.not-served"
     STORE_MISSING = "store.missing"
     STORE_OFFLINE = "store.offline-copy"
+    STORE_UNWATCHED = "store.unwatched"
     OFFLINE_UNSAVED = "store.offline-unsaved"
     OFFLINE_UNREADABLE = "store.offline-unreadable"
     VIRTUAL_EXHAUSTED = "virtual.exhausted"
