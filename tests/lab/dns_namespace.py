@@ -234,7 +234,7 @@ def scripted(space: Namespace, address: str, script: Script) -> Iterator[list[st
         if query.question[0].name.to_text().count(".") > 2 or tcp:  # probes have two labels at the root
             asked.append(query.question[0].name.to_text())
         reply = script(query, tcp)
-        return reply.to_wire() if isinstance(reply, dns.message.Message) else reply
+        return reply.to_wire(max_size=65_535) if isinstance(reply, dns.message.Message) else reply
 
     def serve_udp() -> None:
         while True:
