@@ -22,8 +22,8 @@ CLOCK_TOLERANCE_S = 120.0
 class NodeIdentity:
     """The identity of a node's agent.
 
-    ``changed(files)`` is called with new credentials, also for those found on disk by ``start``; ``revocations(signed)``
-    with a newer signed list that the issuer gave. Both on the event loop.
+    ``changed(files)`` is called with new credentials, also for those found on disk by ``start``;
+    ``revocations(signed)`` with a newer signed list that the issuer gave. Both on the event loop.
     """
 
     def __init__(

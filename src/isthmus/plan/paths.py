@@ -2,8 +2,8 @@
 
 Direct ways that answered lately come first, then direct ways that were not tried, then the peer's own dialling
 (reverse), then relays. A direct way that failed stays on the list behind the others of its kind, so that it is tried
-again and found when it exists. Equal ways are ordered by round-trip time, and the one in use keeps its place until another
-is clearly better: two ways of nearly the same length must not take turns.
+again and found when it exists. Equal ways are ordered by round-trip time, and the one in use keeps its place until
+another is clearly better: two ways of nearly the same length must not take turns.
 """
 
 import ipaddress
@@ -189,9 +189,7 @@ def _reverse(
 ) -> None:
     through = [relay for relay in _nearest(own, relays) if relay.connected and relay.holds_peer]
     if not through:
-        excluded.append(
-            _out("reverse", "no-relay", f"no relay holds both this node and {peer.node}, to ask it to dial")
-        )
+        excluded.append(_out("reverse", "no-relay", f"no relay holds this node and {peer.node}, to ask it to dial"))
         return
     why = _why_reachable(own, peer)
     if not why:

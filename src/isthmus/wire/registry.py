@@ -82,8 +82,11 @@ class Registry:
         return out
 
     def expire(self, now_s: float) -> list[str]:
-        """Forget the nodes whose certificate has ended; returns them."""
-        out = [node for node, known in self.nodes.items() if known.expires_s < now_s]
+        """Forget the nodes whose certificate ended so long ago that it cannot be renewed; returns them.
+
+        Not at its end: the issuer may be down, and what a node said of itself stays the best that is known.
+        """
+        out = [node for node, known in self.nodes.items() if known.expires_s + identity.GRACE_S < now_s]
         for node in out:
             del self.nodes[node]
         return out
