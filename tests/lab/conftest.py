@@ -36,7 +36,8 @@ def eventually(condition: Callable[[], object], deadline_s: float = 6.0, what: s
 
 def residue(name: str) -> dict[str, list[str]]:
     """What exists of lab ``name`` on this machine: namespaces, mounts, files, processes."""
-    from isthmus.lab.processes import NETNS_DIRECTORY, processes_in
+    from isthmus.lab.processes import processes_in
+    from isthmus.lab.resident import NETNS_DIRECTORY
     from isthmus.lab.topology import prefix
 
     start = prefix(name)

@@ -12,7 +12,7 @@ from conftest import LabMaker, eventually
 from isthmus.lab.cluster import Lab
 from isthmus.lab.labfile import NatType
 from isthmus.lab.natprobe import Behaviour, Outside, observe_tcp, observe_udp
-from isthmus.lab.sockets import open_socket
+from isthmus.lab.resident import open_socket
 
 EI, AD, APD = Behaviour.ENDPOINT_INDEPENDENT, Behaviour.ADDRESS_DEPENDENT, Behaviour.ADDRESS_AND_PORT_DEPENDENT
 

@@ -6,6 +6,7 @@ Everything it makes is in the registry first, and lies in one directory, in name
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +24,16 @@ from isthmus.lab import agents, store
 from isthmus.lab.foreign import install_foreign
 from isthmus.lab.labfile import LabFile
 from isthmus.lab.nat import nat_ruleset, nat_sysctls
-from isthmus.lab.network import build, create_namespace, etc_directory, remove_namespace, run_in, write_sysctls
-from isthmus.lab.processes import NETNS_DIRECTORY, in_namespace, kill_all, read_pid, spawn, stop
+from isthmus.lab.network import build, etc_directory, run_in, write_sysctls
+from isthmus.lab.processes import in_namespace, kill_all, read_pid, spawn, stop
 from isthmus.lab.registry import Kind, Registry
+from isthmus.lab.resident import NETNS_DIRECTORY, create_namespace, remove_namespace
 from isthmus.lab.topology import Place, Role, plan_topology, prefix
 from isthmus.model.errors import IsthmusError, UsageError
 
 BASE_DIRECTORY = Path("/run/isthmus-lab")
 KILL_DEADLINE_S = 10.0
+_PARALLEL = 4
 
 Progress = Callable[[str], None]
 
@@ -83,6 +87,15 @@ class Lab:
         """Where a node's agent.yaml, boot id, state, sockets and log are."""
         return self.directory / "nodes" / node
 
+    def relay_directory(self, relay: str) -> Path:
+        """Where a relay's relay.yaml, state and sockets are."""
+        return self.directory / "relays" / relay
+
+    @property
+    def authority_directory(self) -> Path:
+        """Where the lab's certificate authority is."""
+        return self.directory / "ca"
+
     # up
 
     def up(self, progress: Progress = lambda _: None) -> None:
@@ -94,12 +107,13 @@ class Lab:
         with self._locked():
             if self._registry.complete:
                 raise LabExists(f"lab '{self.name}' is up already", hint=f"isthmus lab down --name {self.name}")
-            self._remove()
+            _remove(self.name, self.directory)
             try:
                 self._make(progress)
             except BaseException:
                 with _undisturbed():
-                    self._remove()
+                    _remove(self.name, self.directory)
+                    _forget(self.directory)
                 raise
 
     def _make(self, progress: Progress) -> None:
@@ -109,19 +123,34 @@ class Lab:
         for place in self.topology.places:
             self._registry.note(Kind.NAMESPACE, place.namespace)
             create_namespace(place.namespace)
-        progress("networks")
-        build(self.topology)
-        progress("NATs")
-        self._build_nats()
-        progress("nodes and pods")
-        for place in self.topology.of(Role.NODE):
-            node = next(node for node in self.file.nodes if node.name == place.label)
-            install_foreign(place, node.foreign, node.iptables)
-        self._write_files()
-        self._start_pods_and_hosts()
-        progress("relays and agents")
-        agents.start(self)
+        with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="lab") as pool:
+            identities = agents.Identities(self, pool) if self.file.relays else None
+            progress("networks and NATs")
+            build(self.topology)
+            self._build_nats()
+            progress("nodes and pods")
+            self._write_files()
+            if identities:
+                identities.make_tokens()
+            for place in self.topology.of(Role.NODE):
+                node = next(node for node in self.file.nodes if node.name == place.label)
+                install_foreign(place, node.foreign, node.iptables)
+            self._start_pods_and_hosts()
+            progress("relays and agents")
+            for relay in self.file.relays[:1]:
+                agents.start_relay(self, relay.name)
+            if identities:
+                identities.wait()
+        for relay in self.file.relays[1:]:
+            agents.start_relay(self, relay.name)
+        if importlib.util.find_spec("isthmus.cli.agent"):
+            for name in self.agent_nodes():
+                agents.start_agent(self, name)
         self._registry.note(Kind.UP, self.name)
+
+    def agent_nodes(self) -> list[str]:
+        """Return the nodes that have an agent."""
+        return [node.name for node in self.file.nodes if node.agent]
 
     def _build_nats(self) -> None:
         for place in self.topology.of(Role.ROUTER):
@@ -132,12 +161,10 @@ class Lab:
 
     def _write_files(self) -> None:
         store.write(self.file, self.topology, self.store_directory)
+        agents.write_settings(self)
         for place in self.topology.of(Role.NODE):
-            directory = self.node_directory(place.label)
-            for part in ("state", "run"):
-                (directory / part).mkdir(parents=True, mode=0o700)
             # Namespaces share the kernel's boot id; to its peers each node has booted by itself.
-            (directory / "boot_id").write_text(f"{uuid.uuid4()}\n")
+            (self.node_directory(place.label) / "boot_id").write_text(f"{uuid.uuid4()}\n")
         for place in self.topology.places:
             text = self._resolv_conf(place)
             if text:
@@ -172,16 +199,24 @@ class Lab:
 
     def start(self, kind: str, name: str, place: str, command: Sequence[str]) -> int:
         """Start ``command`` in ``place`` under the name ``kind``/``name``, and return its process id."""
-        directory = self.directory / "processes"
-        directory.mkdir(exist_ok=True)
-        stem = f"{kind}.{name.replace('/', '.')}"
-        return spawn(
-            self.place(place).namespace, command, directory / f"{stem}.log", directory / f"{stem}.pid", self.directory
-        )
+        pid_file = self._pid_file(kind, name)
+        pid_file.parent.mkdir(exist_ok=True)
+        return spawn(self.place(place).namespace, command, pid_file.with_suffix(".log"), pid_file, self.directory)
 
     def stop(self, kind: str, name: str, number: signal.Signals = signal.SIGTERM, deadline_s: float = 10.0) -> bool:
         """Send a signal to a process of the lab and wait for its end; False if it outlives ``deadline_s``."""
-        return stop(self.directory / "processes" / f"{kind}.{name.replace('/', '.')}.pid", number, deadline_s)
+        return stop(self._pid_file(kind, name), number, deadline_s)
+
+    def alive(self, kind: str, name: str) -> bool:
+        """Whether a process of the lab lives."""
+        return bool(read_pid(self._pid_file(kind, name)))
+
+    def log(self, kind: str, name: str) -> str:
+        """Return what a process of the lab has printed so far."""
+        return self._pid_file(kind, name).with_suffix(".log").read_text(errors="replace")
+
+    def _pid_file(self, kind: str, name: str) -> Path:
+        return self.directory / "processes" / f"{kind}.{name.replace('/', '.')}.pid"
 
     def processes(self) -> list[ProcessState]:
         """Return every process the lab has started, dead or alive, by name."""
@@ -229,9 +264,6 @@ class Lab:
         """Remove all of the lab: processes, namespaces, files. Safe to repeat. Raises LabBusy, ProcessesRemain."""
         take_down(self.name, self.directory.parent)
 
-    def _remove(self) -> None:
-        _remove(self.name, self.directory)
-
     def _locked(self) -> "contextlib.AbstractContextManager[None]":
         return _locked(self.directory)
 
@@ -242,9 +274,7 @@ def take_down(name: str, base: Path = BASE_DIRECTORY) -> bool:
     existed = directory.exists() or bool(_namespaces(name, Registry(directory / "registry.jsonl")))
     with _locked(directory), _undisturbed():
         _remove(name, directory)
-        shutil.rmtree(directory)
-    with contextlib.suppress(OSError):
-        base.rmdir()  # the last lab takes the directory with it
+        _forget(directory)
     return existed
 
 
@@ -275,6 +305,12 @@ def _remove(name: str, directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _forget(directory: Path) -> None:
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()  # the last lab takes the directory of labs with it
 
 
 @contextlib.contextmanager

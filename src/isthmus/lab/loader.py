@@ -3,18 +3,16 @@
 import ipaddress
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import msgspec
-import yaml
 
 from isthmus.lab.labfile import LAB_NAME, OBJECT_NAME, Generate, Host, LabFile, NatType, Node, Relay, Site, StoreMode
 from isthmus.lab.topology import DoesNotFit, plan_topology
 from isthmus.model.errors import IsthmusError, UsageError
+from isthmus.model.settings_text import Path, SettingsError, decode, field_name, line_of
 
 NAME_RULE = "1 to 12 lower-case letters and digits"
-
-_Path = tuple[str | int, ...]
 
 
 class LabFileError(IsthmusError):
@@ -23,7 +21,7 @@ class LabFileError(IsthmusError):
     code = "lab.file"
 
 
-def load_lab_file(path: Path) -> LabFile:
+def load_lab_file(path: FilePath) -> LabFile:
     """Read and check ``path``; ``manifests`` comes back absolute. Raises LabFileError."""
     try:
         text = path.read_text()
@@ -39,68 +37,28 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_lab_file(text: str, file: str, directory: Path) -> LabFile:
+def parse_lab_file(text: str, file: str, directory: FilePath) -> LabFile:
     """Parse ``text``. ``file`` is what errors call it, ``directory`` what ``manifests`` is relative to."""
     try:
-        root = yaml.compose(text, Loader=yaml.CSafeLoader)
-        data = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise LabFileError(f"{file}:{line}: not YAML: {getattr(error, 'problem', error)}") from error
-    try:
-        lab = msgspec.convert(data, LabFile, strict=True)
-    except msgspec.ValidationError as error:
-        message, at = _split(str(error))
-        raise _error(file, root, at, message) from error
+        lab = decode(text, LabFile, file)
+    except SettingsError as error:
+        raise LabFileError(error.message) from error
     for at, problem in _problems(lab):
-        raise _error(file, root, at, problem)
+        raise _error(file, text, at, problem)
     try:
         plan_topology(lab)
     except DoesNotFit as error:
-        raise _error(file, root, error.path, str(error)) from error
+        raise _error(file, text, error.path, str(error)) from error
     if lab.manifests:
         lab = msgspec.structs.replace(lab, manifests=str((directory / lab.manifests).resolve()))
     return lab
 
 
-def _error(file: str, root: "yaml.Node | None", at: _Path, message: str) -> LabFileError:
-    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).lstrip(".") or "the file"
-    return LabFileError(f"{file}:{_line(root, at)}: {field}: {message}")
+def _error(file: str, text: str, at: Path, message: str) -> LabFileError:
+    return LabFileError(f"{file}:{line_of(text, at)}: {field_name(at)}: {message}")
 
 
-def _split(message: str) -> tuple[str, _Path]:
-    """Take msgspec's ``... - at `$.sites[1].nat` `` apart; an unknown field is added to the path, for its own line."""
-    found = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
-    text, where = (found.group(1), found.group(2) or "") if found else (message, "")
-    path: list[str | int] = []
-    for name, index in re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", where):
-        path.append(name or int(index))
-    unknown = re.search(r"contains unknown field `([^`]+)`", text)
-    if unknown:
-        return "there is no such field", (*path, unknown.group(1))
-    return text[:1].lower() + text[1:], tuple(path)
-
-
-def _line(root: "yaml.Node | None", path: _Path) -> int:
-    """Line (from 1) of the deepest node on ``path`` that exists."""
-    node, line = root, 1
-    for step in path:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == step), None)
-            if found:
-                line = found[0].start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            found = (None, node.value[step])
-            line = node.value[step].start_mark.line + 1
-        if found is None:
-            break
-        node = found[1]
-    return line
-
-
-def _problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
+def _problems(lab: LabFile) -> Iterator[tuple[Path, str]]:
     """Yield what does not fit together, as (path of the field, what is wrong)."""
     if not re.match(LAB_NAME, lab.name):
         yield ("name",), f"'{lab.name}' cannot be a lab's name: {NAME_RULE}"
@@ -112,7 +70,7 @@ def _problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
         yield ("store",), "'link' needs 'manifests', and leaves no room for 'generate'"
 
 
-def _duplicates(lab: LabFile) -> Iterator[tuple[_Path, str]]:
+def _duplicates(lab: LabFile) -> Iterator[tuple[Path, str]]:
     # Nodes, hosts and pods become namespaces of one name space, and `exec` takes either.
     taken: dict[str, str] = {"internet": "the network between the sites"}
     named: dict[str, Sequence[Site | Node | Host | Relay]] = {
@@ -138,7 +96,7 @@ def _duplicates(lab: LabFile) -> Iterator[tuple[_Path, str]]:
         pods.add((pod.namespace, pod.name))
 
 
-def _site_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
+def _site_problems(lab: LabFile) -> Iterator[tuple[Path, str]]:
     public = [index for index, site in enumerate(lab.sites) if site.public]
     if len(public) != 1:
         yield ("sites",), f"exactly one site must be public, here are {len(public)}"
@@ -154,7 +112,7 @@ def _site_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
             )
 
 
-def _reference_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
+def _reference_problems(lab: LabFile) -> Iterator[tuple[Path, str]]:
     sites = {site.name: site for site in lab.sites}
     nodes = {node.name: node for node in lab.nodes}
     for index, node in enumerate(lab.nodes):
@@ -174,7 +132,7 @@ def _reference_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
         yield ("generate",), "'pods' needs 'nodes'"
 
 
-def _address_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
+def _address_problems(lab: LabFile) -> Iterator[tuple[Path, str]]:
     for index, site in enumerate(lab.sites):
         yield from _check(("sites", index, "lan"), site.lan, ipaddress.IPv4Network)
         yield from _check(("sites", index, "wan-address"), site.wan_address, ipaddress.IPv4Address)
@@ -188,8 +146,8 @@ def _address_problems(lab: LabFile) -> Iterator[tuple[_Path, str]]:
 
 
 def _check(
-    at: _Path, text: str, form: type[ipaddress.IPv4Address] | type[ipaddress.IPv4Network]
-) -> Iterator[tuple[_Path, str]]:
+    at: Path, text: str, form: type[ipaddress.IPv4Address] | type[ipaddress.IPv4Network]
+) -> Iterator[tuple[Path, str]]:
     if not text:
         return
     try:

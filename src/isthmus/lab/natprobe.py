@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isthmus.lab.sockets import open_socket
+from isthmus.lab.resident import open_socket
 
 _QUIET_S = 0.25
 _ARRIVE_S = 3.0
@@ -64,7 +64,7 @@ class Outside:
 
 
 def observe_udp(inside: str, outside: Outside, port: int) -> Observation:
-    """Probe with UDP from a socket bound to ``port`` in namespace ``inside``; outside, ``port`` and ``port`` + 1 answer."""
+    """Probe with UDP from a socket bound to ``port`` in ``inside``; outside, ``port`` and ``port`` + 1 answer."""
     with contextlib.ExitStack() as stack:
         servers = {place: stack.enter_context(each) for place, each in _udp_servers(outside, port)}
         client = stack.enter_context(_bound(inside, socket.SOCK_DGRAM, "", port, outside.family))

@@ -1,18 +1,18 @@
 """Makes a topology real with netlink: every interface is created inside its namespace, none in the root's."""
 
-import errno
+import contextlib
 import os
 import socket
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from pyroute2 import NetNS, netns
+from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from isthmus.lab.processes import NETNS_DIRECTORY, in_namespace
+from isthmus.lab.processes import in_namespace
+from isthmus.lab.resident import NETNS_DIRECTORY, Resident, inside
 from isthmus.lab.topology import Bridge, End, Place, Role, Topology, Veth
 from isthmus.model.errors import IsthmusError, KernelError
 
@@ -38,27 +38,6 @@ class LabNetworkError(IsthmusError):
     code = "lab.network"
 
 
-def create_namespace(name: str) -> None:
-    """Create the network namespace ``name``. Raises LabNetworkError."""
-    try:
-        netns.create(name)
-    except OSError as error:
-        raise LabNetworkError(f"cannot create network namespace {name}: {error.strerror or error}") from error
-
-
-def remove_namespace(name: str) -> None:
-    """Remove ``name``, also when it is half made: a file without a namespace on it. Its processes must be dead."""
-    path = NETNS_DIRECTORY / name
-    if not path.exists():
-        return
-    try:
-        netns.remove(name)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise LabNetworkError(f"cannot remove network namespace {name}: {error.strerror}") from error
-    path.unlink(missing_ok=True)
-
-
 def build(topology: Topology) -> None:
     """Create bridges, cables, addresses and routes in namespaces that exist. Raises LabNetworkError."""
     with _Netlinks(place.namespace for place in topology.places) as links:
@@ -74,10 +53,13 @@ def build(topology: Topology) -> None:
 
 def write_sysctls(namespace: str, values: Mapping[str, str]) -> None:
     """Set sysctls (paths under /proc/sys) of ``namespace``; those this kernel lacks are left out."""
-    script = "".join(
-        f"[ ! -e /proc/sys/{path} ] || echo {value} > /proc/sys/{path}\n" for path, value in values.items()
-    )
-    run_in(namespace, ["sh", "-e"], script)
+    inside(namespace, lambda: _write_sysctls(values))
+
+
+def _write_sysctls(values: Mapping[str, str]) -> None:
+    for path, value in values.items():
+        with contextlib.suppress(FileNotFoundError):
+            (Path("/proc/sys") / path).write_text(value)
 
 
 def run_in(namespace: str, command: list[str], stdin: str = "") -> str:
@@ -89,28 +71,36 @@ def run_in(namespace: str, command: list[str], stdin: str = "") -> str:
 
 
 class _Netlinks:
-    """One netlink socket a namespace, opened once for the whole build."""
+    """A resident with a netlink socket in every namespace, for the time of the build."""
 
     def __init__(self, namespaces: Iterable[str]) -> None:
-        self._sockets: dict[str, Any] = {}
-        for name in namespaces:
-            try:
-                self._sockets[name] = NetNS(name, flags=os.O_RDONLY)
-            except OSError as error:
-                self.__exit__()
-                raise LabNetworkError(f"cannot open network namespace {name}: {error}") from error
+        self._residents: dict[str, Resident] = {}
+        self._sockets: dict[str, IPRoute] = {}
         self._indices: dict[str, dict[str, int]] = defaultdict(dict)
+        try:
+            for name in namespaces:
+                self._residents[name] = Resident(name)
+                self._sockets[name] = self._residents[name].call(IPRoute)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "_Netlinks":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._sockets.values():
-            each.close()
+        for name, resident in self._residents.items():
+            if name in self._sockets:
+                resident.call(self._sockets[name].close)
+            resident.close()
+
+    def sysctls(self, namespace: str, values: Mapping[str, str]) -> None:
+        self._residents[namespace].call(lambda: _write_sysctls(values))
 
     def call(self, namespace: str, what: str, command: str, **arguments: object) -> None:
         try:
-            getattr(self._sockets[namespace], what)(command, **arguments)
+            method = getattr(self._sockets[namespace], what)
+            self._residents[namespace].call(lambda: method(command, **arguments))
         except NetlinkError as error:
             text = " ".join(f"{key}={value}" for key, value in arguments.items())
             raise LabNetworkError(f"{what} {command} {text} in {namespace}: {error.args[1]}") from error
@@ -118,7 +108,8 @@ class _Netlinks:
     def index(self, namespace: str, name: str) -> int:
         known = self._indices[namespace]
         if name not in known:
-            found = self._sockets[namespace].link_lookup(ifname=name)
+            socket_there = self._sockets[namespace]
+            found = self._residents[namespace].call(lambda: socket_there.link_lookup(ifname=name))
             if not found:
                 raise LabNetworkError(f"there is no interface {name} in {namespace}")
             known[name] = found[0]
@@ -135,7 +126,7 @@ class _Netlinks:
 
 def _start(links: _Netlinks, place: Place) -> None:
     forwards = place.role in (Role.INTERNET, Role.ROUTER, Role.NODE)
-    write_sysctls(place.namespace, _COMMON | (_FORWARDING if forwards else {}))
+    links.sysctls(place.namespace, _COMMON | (_FORWARDING if forwards else {}))
     links.up(place.namespace, "lo", ())
 
 
@@ -146,8 +137,12 @@ def _add_bridge(links: _Netlinks, bridge: Bridge) -> None:
 
 def _add_veth(links: _Netlinks, veth: Veth) -> None:
     near, far = veth.near, veth.far
-    peer = {"ifname": far.name, "net_ns_fd": far.namespace}
-    links.call(near.namespace, "link", "add", ifname=near.name, kind="veth", peer=peer)
+    there = os.open(NETNS_DIRECTORY / far.namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        peer = {"ifname": far.name, "net_ns_fd": there}
+        links.call(near.namespace, "link", "add", ifname=near.name, kind="veth", peer=peer)
+    finally:
+        os.close(there)
     for end in (far, near):
         _plug(links, end)
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from isthmus.lab.resident import NETNS_DIRECTORY
 from isthmus.model.errors import IsthmusError
 
-NETNS_DIRECTORY = Path("/run/netns")
 _POLL_S = 0.01
 
 
