@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -14,9 +13,8 @@ import msgspec
 import structlog
 
 from isthmus.model.errors import IsthmusError
-from isthmus.wire.frames import FrameReader, encode
 from isthmus.wire.local import WorkerStatus
-from isthmus.wire.worker import Answer, Ask, FromWorker, Ready, ToWorker, encoder, from_worker_decoder
+from isthmus.wire.worker import Answer, Ask, FromWorker, FromWorkerReader, Ready, ToWorker, encoder, pack
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +66,7 @@ class WorkerProcess:
     def send(self, message: ToWorker) -> None:
         """Send ``message`` if the worker runs; one that starts later gets the full state anyway."""
         if self._writer is not None:
-            self._writer.write(encode(encoder.encode(message)))
+            self._writer.write(pack(message))
 
     async def ask(self, what: str, arguments: dict[str, str] | None = None, timeout_s: float = ASK_S) -> bytes:
         """Return the worker's answer as MessagePack. Raises WorkerSilent."""
@@ -103,7 +101,7 @@ class WorkerProcess:
     async def _serve(self, stop: asyncio.Event) -> None:
         ours, theirs = socket.socketpair()
         try:
-            command = [sys.executable, "-m", self._module, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+            command = [sys.executable, "-m", self._module, "--fd", str(theirs.fileno())]
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
                 [*command, "--config", self._config.decode()], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
@@ -123,11 +121,11 @@ class WorkerProcess:
             stopping.cancel()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        frames = FrameReader()
+        messages = FromWorkerReader()
         try:
             while data := await reader.read(READ_BYTES):
-                for frame in frames.feed(data):
-                    self._handle(from_worker_decoder.decode(frame))
+                for message in messages.feed(data):
+                    self._handle(message)
         except (ConnectionError, IsthmusError, msgspec.MsgspecError) as error:
             log.error("worker's channel failed", worker=self.name, error=str(error))
 

@@ -7,7 +7,6 @@ parent.
 """
 
 import argparse
-import ctypes
 import errno
 import gc
 import os
@@ -22,20 +21,20 @@ import msgspec
 import structlog
 
 from isthmus.dns.answers import Answers
-from isthmus.dns.channel import Channel
 from isthmus.dns.forward import Forwarder
 from isthmus.dns.probe import Prober
 from isthmus.dns.tcp import TcpServer
 from isthmus.dns.udp import UdpServer, bind
 from isthmus.dns.upstreams import Upstreams, parse_resolv_conf, parse_server
+from isthmus.loop.channel import Channel
 from isthmus.loop.loop import Loop
+from isthmus.loop.process import end_with_parent
 from isthmus.model.settings import DNS_PORT, INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6, DnsSettings
 from isthmus.plan.names import Names, RecordType
 from isthmus.wire import worker
 
 log = structlog.get_logger(__name__)
 
-PR_SET_PDEATHSIG = 1
 WAIT_FOR_STATE_S = 2.0  # then cluster names get SERVFAIL until Synced; other names are served
 REBIND_S = 1.0
 RESOLV_CONF_S = 2.0
@@ -73,7 +72,9 @@ class DnsWorker:
         self._answers = Answers(names, self._counters)
         self._answers.ready = False
         self._upstreams = Upstreams()
-        self._channel = Channel(self._loop, end, self._message, self._loop.stop)
+        self._channel: Channel[worker.ToWorker, worker.FromWorker] = Channel(
+            self._loop, end, worker.ToWorkerReader().feed, worker.pack, self._message, self._loop.stop
+        )
         self._prober = Prober(self._loop, self._upstreams, self._trouble)
         self._forwarder = Forwarder(self._loop, self._answers, self._upstreams, config.dns, self._prober.is_probe)
         self._servers: list[UdpServer | TcpServer] = []
@@ -204,11 +205,6 @@ class DnsWorker:
         self._channel.send(worker.Trouble(code, text))
 
 
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies; the channel's end covers a parent that is dead already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="isthmus.dns.worker")
@@ -216,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="DnsConfig as JSON")
     given = parser.parse_args(arguments)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    _end_with_parent()
+    end_with_parent()
     os.set_inheritable(given.fd, False)
     config = msgspec.json.decode(given.config, type=DnsConfig)
     DnsWorker(socket.socket(fileno=given.fd), config).run()

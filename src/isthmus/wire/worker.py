@@ -7,6 +7,7 @@ control process sends a full state after start, then only what changed.
 import msgspec
 
 from isthmus.plan.serving import ServicePlan
+from isthmus.wire.frames import FrameReader, encode
 
 
 class Self(msgspec.Struct, frozen=True, tag=True):
@@ -149,3 +150,28 @@ FromWorker = NeedConnection | PathReport | Answer | Ready | Trouble
 encoder = msgspec.msgpack.Encoder()
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
 from_worker_decoder = msgspec.msgpack.Decoder(FromWorker)
+
+
+def pack(message: ToWorker | FromWorker) -> bytes:
+    """One message as a frame."""
+    return encode(encoder.encode(message))
+
+
+class ToWorkerReader:
+    """The worker's side of the channel: bytes in, messages out. Raises FrameError or msgspec's DecodeError."""
+
+    def __init__(self) -> None:
+        self._frames = FrameReader()
+
+    def feed(self, data: bytes) -> list[ToWorker]:
+        return [to_worker_decoder.decode(frame) for frame in self._frames.feed(data)]
+
+
+class FromWorkerReader:
+    """The control process's side."""
+
+    def __init__(self) -> None:
+        self._frames = FrameReader()
+
+    def feed(self, data: bytes) -> list[FromWorker]:
+        return [from_worker_decoder.decode(frame) for frame in self._frames.feed(data)]
