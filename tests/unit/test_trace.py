@@ -39,13 +39,13 @@ CLIENT = "shop/client"
     ("source", "destination", "protocol", "arrives", "expected"),
     [
         # a short name goes through the search path of the pod's namespace
-        (CLIENT, "web", TCP, True, "dns:cluster-ip interception:service-range endpoint:round-robin path:direct "
+        (CLIENT, "web", TCP, True, "dns:cluster-ip interception:service-range endpoint:round-robin path:direct-works "
                                    "path:relayed admission:own-endpoint"),
         # an endpoint on this node needs no path
         (CLIENT, "local:443", TCP, False, "dns:cluster-ip interception:service-range endpoint:no-endpoint"),
         (CLIENT, "local", TCP, True, "dns:cluster-ip interception:service-range endpoint:round-robin path:same-node"),
         # an address needs no name
-        ("host", "10.96.0.20:80", TCP, True, "interception:service-range endpoint:round-robin path:direct "
+        ("host", "10.96.0.20:80", TCP, True, "interception:service-range endpoint:round-robin path:direct-works "
                                              "path:relayed admission:own-endpoint"),
         # a hash has one first choice
         (CLIENT, "sticky", TCP, True, "dns:cluster-ip interception:service-range endpoint:client-hash path:relayed "
@@ -59,11 +59,11 @@ CLIENT = "shop/client"
         (CLIENT, "db-1.db", TCP, True, "dns:member interception:not-in-range"),
         # an alias inside the cluster
         (CLIENT, "front:80", TCP, True, "dns:external-name interception:service-range endpoint:round-robin "
-                                        "path:direct path:relayed admission:own-endpoint"),
+                                        "path:direct-works path:relayed admission:own-endpoint"),
         # the node itself has no search path
         ("host", "web", TCP, False, "dns:not-ours"),
         ("host", "web.shop.svc.cluster.local.", TCP, True, "dns:cluster-ip interception:service-range "
-                                                           "endpoint:round-robin path:direct path:relayed "
+                                                           "endpoint:round-robin path:direct-works path:relayed "
                                                            "admission:own-endpoint"),
         # the ways in which a connection does not arrive
         ("ops/client", "web.nowhere.svc.cluster.local.", TCP, False, "dns:no-such-namespace"),
@@ -98,7 +98,8 @@ def test_lower_ranked_paths_and_passed_over_endpoints_are_alternatives():
     result = traced(CLIENT, "web")
     assert hop(result, "endpoint").alternatives == ("passed over: 172.17.0.2:8080 on edge-9, not ready",)
     assert hop(result, "path").alternatives == (
-        "ranked lower: relayed by cloud at 192.0.2.10:20004, a relay costs more than a direct path",
+        "ranked lower: relayed by cloud at 192.0.2.10:20004 (relay cloud holds both nodes, 12.0 ms from here)",
+        "not reverse: this node has no address that another site can dial",
     )
 
 
@@ -130,6 +131,21 @@ def test_one_node_without_a_path_is_told_and_does_not_end_the_connection():
     result = traced(CLIENT, "web", peers=PEERS[1:])
     assert rules(result)[3:5] == ["path:unknown-node", "path:relayed"]
     assert result.arrives
+
+
+def test_a_better_way_that_is_not_known_to_work_is_told():
+    result = traced(CLIENT, "db-0.db")
+    path = hop(result, "path")
+    assert path.outcome == "to edge-2 (site office): relayed by cloud at 192.0.2.10:20004"
+    assert path.alternatives[0] == (
+        "better, and not known to work: direct to 203.0.113.9:20006 (203.0.113.9:20006 failed 20 s ago: timed out)"
+    )
+
+
+def test_ways_that_all_failed_are_told_with_what_became_of_them():
+    path = hop(traced(CLIENT, "lost"), "path")
+    assert path.because == "every way to it failed lately" and "refused" in path.alternatives[0]
+    assert any("node edge-7 has no channel to relay cloud" in text for text in path.alternatives)
 
 
 def test_the_dns_server_itself_is_asked_and_a_different_answer_is_a_problem():

@@ -10,9 +10,10 @@ from isthmus.model.cluster import Pod, Protocol
 from isthmus.model.settings import AgentSettings, InterceptSettings
 from isthmus.plan.interception import Capabilities, ignored_addresses, plan_interception
 from isthmus.plan.nodes import Me, NodeFacts
+from isthmus.plan.paths import PathId, PathKind, Peer, Relay, Seen, Self
 from isthmus.plan.queries import relevant
 from isthmus.plan.serving import Balance, Distance, Member, PortPlan, ServiceKind, ServicePlan
-from isthmus.wire.local import EndpointState, Facts, PathFacts, PeerFacts, RuleRow
+from isthmus.wire.local import EndpointState, Facts, PeerFacts, RuleRow
 
 SETTINGS = AgentSettings(node="edge-1", site="home", addresses=("192.168.1.5",))
 
@@ -76,26 +77,28 @@ PODS = (
     Pod("shop", "cart", "edge-1", ("172.17.0.6", "fd00:17::6")),
     Pod("shop", "far", "edge-2", ("172.17.0.4",)),
 )
+OWN = Self("edge-1", "home", ("192.168.1.5:20006",))
+CLOUD_DIRECT = PathId(PathKind.DIRECT, "192.0.2.11:20006")
+RELAY = Relay("cloud", "192.0.2.10:20004", "cloud", connected=True, holds_peer=True, rtt_ms=12.0)
 PEERS = (
     PeerFacts(
-        "cloud-1",
-        "cloud",
+        Peer("cloud-1", "cloud", ("192.0.2.11:20006",)),
         "store",
-        (
-            PathFacts("direct", "192.0.2.11:20006", rtt_ms=12.0, because="it answers within 12 ms"),
-            PathFacts("relayed", "192.0.2.10:20004", "cloud", because="a relay costs more than a direct path"),
-        ),
+        (RELAY,),
+        ((CLOUD_DIRECT, Seen(worked_s=990.0, rtt_ms=12.0)),),
     ),
     PeerFacts(
-        "edge-2",
-        "office",
+        Peer("edge-2", "office", ("203.0.113.9:20006",)),
         "relay cloud",
-        (
-            PathFacts("direct", "203.0.113.9:20006", usable=False, because="timed out 3 times"),
-            PathFacts("relayed", "192.0.2.10:20004", "cloud", because="edge-2 is connected to relay cloud"),
-        ),
+        (RELAY,),
+        ((PathId(PathKind.DIRECT, "203.0.113.9:20006"), Seen(failed_s=980.0, error="timed out")),),
     ),
-    PeerFacts("edge-7", "barn", "store", (PathFacts("direct", "203.0.113.7:20006", usable=False, because="refused"),)),
+    PeerFacts(
+        Peer("edge-7", "barn", ("203.0.113.7:20006",)),
+        "store",
+        (msgspec.structs.replace(RELAY, holds_peer=False),),
+        ((PathId(PathKind.DIRECT, "203.0.113.7:20006"), Seen(failed_s=980.0, error="refused")),),
+    ),
 )
 PLANNED = plan_interception(
     InterceptSettings(), SETTINGS.virtual_cidrs, ignored_addresses(SERVICES), (), SETTINGS.addresses, Capabilities()
@@ -111,6 +114,8 @@ def facts(destination: str = "", namespace: str = "", **changes: Any) -> Facts:
     """What the agent answers, with ``changes``."""
     values: dict[str, Any] = {
         "me": Me("edge-1", "home"),
+        "own": OWN,
+        "now_s": 1000.0,
         "settings": SETTINGS,
         "services": relevant(SERVICES, destination, namespace),
         "pods": PODS,

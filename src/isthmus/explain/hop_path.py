@@ -1,11 +1,15 @@
-"""The path: how the endpoint's node is reached, one report a node, and which ways were ranked lower."""
+"""The path: how the endpoint's node is reached, one report a node, and which ways were ranked lower or left out."""
+
+from collections.abc import Sequence
 
 from isthmus.explain.hop import Flow, Held, Report, Step, Witness
 from isthmus.explain.words import count_text
-from isthmus.wire.local import Facts, LinkRow, PathFacts, PeerFacts
+from isthmus.plan.paths import PathId, PathKind, Rank, Ranking, Way, rank
+from isthmus.wire.local import Facts, LinkRow, PeerFacts
 
 HOP = "path"
 SHOWN = 4
+WORKING = (Rank.DIRECT_WORKS, Rank.REVERSE_WORKS)
 
 
 def hop(flow: Flow, facts: Facts, _witness: Witness) -> Step:
@@ -14,75 +18,115 @@ def hop(flow: Flow, facts: Facts, _witness: Witness) -> Step:
         return Step(flow)
     nodes = list(dict.fromkeys(endpoint.node for endpoint in flow.endpoints))
     reports = [_report(node, facts) for node in nodes]
-    shown = tuple(reports[:SHOWN])
-    return Step(flow, shown, last=not any(report.passes for report in reports))
+    return Step(flow, tuple(reports[:SHOWN]), last=not any(report.passes for report in reports))
 
 
-def describe(path: PathFacts) -> str:
+def ranking_of(peer: PeerFacts, facts: Facts) -> Ranking:
+    """The ways to a peer, ranked by the function the agent ranks them with, on the same values."""
+    return rank(facts.own, peer.peer, peer.relays, dict(peer.seen), previous=peer.previous, now_s=facts.now_s)
+
+
+def describe(path: PathId) -> str:
     """``direct to 192.0.2.11:20006``."""
-    if path.kind == "relayed":
+    if path.kind is PathKind.RELAYED:
         return f"relayed by {path.relay} at {path.address}"
-    if path.kind == "reverse":
-        return f"reverse: the peer dials us, asked over relay {path.relay}"
+    if path.kind is PathKind.REVERSE:
+        return f"reverse, dialled by the peer, which is asked over relay {path.relay}"
     return f"direct to {path.address}"
+
+
+def choose(ways: Sequence[Way], open_links: Sequence[LinkRow]) -> Way | None:
+    """The way that a new connection takes: the best that is known to work, else the best; None where all failed.
+
+    An open connection is the proof that a way works; without any, all are tried and the first to come up serves.
+    """
+    for way in ways:
+        if way.rank in WORKING or any(_is_on(link, way) for link in open_links):
+            return way
+    return next((way for way in ways if way.rank is not Rank.DIRECT_FAILED), None)
+
+
+def _is_on(link: LinkRow, way: Way) -> bool:
+    if link.path != way.path.kind.value:
+        return False
+    return link.address == way.path.address if way.path.kind is PathKind.DIRECT else link.relay == way.path.relay
 
 
 def _report(node: str, facts: Facts) -> Report:
     if node == facts.me.node:
-        return Report(HOP, "connected on this node", "same-node", f"the endpoint is on {node}", held=Held.OK)
-    peer = next((one for one in facts.peers if one.node == node), None)
+        text = f"the endpoint is on {node}"
+        return Report(HOP, "connected on this node", "same-node", text, held=Held.OK, held_text="no path is needed")
+    peer = next((one for one in facts.peers if one.peer.node == node), None)
     if peer is None:
         because = f"neither the store nor an announcement says how {node} is reached"
         return Report(HOP, f"{node} cannot be reached", "unknown-node", because, object=f"Node {node}", passes=False)
-    usable = [path for path in peer.paths if path.usable]
-    if not usable:
-        return _unreachable(peer, facts)
-    return _reached(peer, usable[0], facts)
+    ranking = ranking_of(peer, facts)
+    open_links = [link for link in facts.links or () if link.node == node and link.tls]
+    chosen = choose(ranking.ways, open_links)
+    return _unreachable(peer, ranking, facts) if chosen is None else _reached(peer, chosen, ranking, open_links, facts)
 
 
-def _unreachable(peer: PeerFacts, facts: Facts) -> Report:
+def _unreachable(peer: PeerFacts, ranking: Ranking, facts: Facts) -> Report:
+    node = peer.peer.node
+    because = "no way to it is known" if not ranking.ways else "every way to it failed lately"
     return Report(
         HOP,
-        f"{peer.node} cannot be reached now",
+        f"{node} cannot be reached now",
         "no-path",
-        f"{count_text(len(peer.paths), 'path')} known to {peer.node}, none usable",
-        object=f"Node {peer.node}",
-        place=facts.places.get(f"Node {peer.node}", ""),
-        alternatives=tuple(_lower(path) for path in peer.paths),
+        because,
+        object=f"Node {node}",
+        place=_place(peer, facts),
+        alternatives=(*(_failed(way) for way in ranking.ways), *_excluded(ranking)),
         passes=False,
     )
 
 
-def _reached(peer: PeerFacts, best: PathFacts, facts: Facts) -> Report:
-    held, held_text = _held(peer.node, best, facts.links)
-    where = f"{peer.node} (site {peer.site})" if peer.site else peer.node
+def _reached(peer: PeerFacts, chosen: Way, ranking: Ranking, open_links: Sequence[LinkRow], facts: Facts) -> Report:
+    held, held_text = _held(peer.peer.node, chosen, open_links, facts.links is not None)
+    where = f"{peer.peer.node} (site {peer.peer.site})" if peer.peer.site else peer.peer.node
     return Report(
         HOP,
-        f"to {where}: {describe(best)}",
-        best.kind,
-        best.because or f"the best of {count_text(len(peer.paths), 'path')}",
-        object=f"Node {peer.node}",
-        place=facts.places.get(f"Node {peer.node}", "") or f"known from {peer.source}",
+        f"to {where}: {describe(chosen.path)}",
+        chosen.verdict.rule,
+        chosen.verdict.because.text,
+        object=chosen.verdict.because.object,
+        place=_place(peer, facts),
+        setting=chosen.verdict.because.setting,
         held=held,
         held_text=held_text,
-        alternatives=tuple(_lower(path) for path in peer.paths if path is not best),
+        alternatives=(*_others(chosen, ranking.ways), *_excluded(ranking)),
     )
 
 
-def _lower(path: PathFacts) -> str:
-    text = f"{describe(path)}{f', {path.because}' if path.because else ''}"
-    return f"ranked lower: {text}" if path.usable else f"not usable: {text}"
+def _place(peer: PeerFacts, facts: Facts) -> str:
+    return facts.places.get(f"Node {peer.peer.node}", "") or f"known from {peer.source}"
 
 
-def _held(node: str, best: PathFacts, links: tuple[LinkRow, ...] | None) -> tuple[Held, str]:
-    if links is None:
+def _others(chosen: Way, ways: Sequence[Way]) -> list[str]:
+    at = ways.index(chosen)
+    higher = [f"better, and not known to work: {_told(way)}" for way in ways[:at]]
+    return [*higher, *(f"ranked lower: {_told(way)}" for way in ways[at + 1 :])]
+
+
+def _failed(way: Way) -> str:
+    return f"tried in vain: {_told(way)}"
+
+
+def _excluded(ranking: Ranking) -> list[str]:
+    return [f"{verdict.action}: {verdict.because.text}" for verdict in ranking.excluded]
+
+
+def _told(way: Way) -> str:
+    return f"{describe(way.path)} ({way.verdict.because.text})"
+
+
+def _held(node: str, chosen: Way, open_links: Sequence[LinkRow], known: bool) -> tuple[Held, str]:
+    if not known:
         return Held.NOT_CHECKED, "the data worker did not say which connections are open"
-    open_ = [link for link in links if link.node == node and link.tls]
-    if not open_:
-        return Held.NOT_CHECKED, f"no connection to {node} is open now"
-    same = [link for link in open_ if link.path == best.kind]
-    count = count_text(len(same), "connection")
+    same = [link for link in open_links if _is_on(link, chosen)]
     if same:
-        return Held.OK, f"{count} to {node} open on that path, {same[0].tls}"
-    # A better path is taken for new connections only, so older ones on another path are right.
-    return Held.NOT_CHECKED, f"open connections to {node} are {open_[0].path}; new ones take this path"
+        return Held.OK, f"{count_text(len(same), 'connection')} to {node} open on that path, {same[0].tls}"
+    if open_links:
+        # A better path is taken for new connections only, so older ones on another path are right.
+        return Held.NOT_CHECKED, f"open connections to {node} are {open_links[0].path}; new ones take this path"
+    return Held.NOT_CHECKED, f"no connection to {node} is open; all ways are tried, the first to come up serves"

@@ -12,6 +12,7 @@ from isthmus.model.cluster import Pod
 from isthmus.model.settings import AgentSettings
 from isthmus.plan.interception import InterceptionPlan
 from isthmus.plan.nodes import Me, NodeFacts
+from isthmus.plan.paths import PathId, Peer, Relay, Seen, Self
 from isthmus.plan.serving import ServicePlan
 
 SOCKET_NAME = "agent.sock"
@@ -224,28 +225,17 @@ class EndpointState(msgspec.Struct, frozen=True):
     connections: int = 0
 
 
-class PathFacts(msgspec.Struct, frozen=True):
-    """One way to a peer as plan/paths.py ranked it, the first being used.
+class PeerFacts(msgspec.Struct, frozen=True):
+    """Another node: exactly what the agent gave to ``plan.paths.rank`` for it last.
 
-    ``kind`` is "direct", "reverse" or "relayed", as in wire/worker.py. ``usable`` is whether it may carry a connection
-    now; ``because`` says why it stands where it stands.
+    ``source`` says where what is known of it came from. ``seen`` pairs each way with what became of it.
     """
 
-    kind: str
-    address: str
-    relay: str = ""
-    rtt_ms: float = 0.0
-    usable: bool = True
-    because: str = ""
-
-
-class PeerFacts(msgspec.Struct, frozen=True):
-    """Another node: the ways to it, best first, and where what is known of it came from."""
-
-    node: str
-    site: str
+    peer: Peer
     source: str
-    paths: tuple[PathFacts, ...] = ()
+    relays: tuple[Relay, ...] = ()
+    seen: tuple[tuple[PathId, Seen], ...] = ()
+    previous: tuple[PathId, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -253,11 +243,14 @@ class Facts(msgspec.Struct, frozen=True):
 
     Arguments: ``destination`` as the user typed it, ``namespace`` that of the asking pod. ``services`` holds those that
     plan/queries.py calls relevant to them; ``pods`` those of this node. ``places`` says where an object stands
-    (``Service shop/web``: ``web.yaml:3``). ``planned`` is what the kernel should hold, ``rules`` what it does hold.
+    (``Service shop/web``: ``web.yaml:3``). ``own`` and ``now_s`` (the clock of ``seen``) go to ``plan.paths.rank``,
+    ``planned`` is what the kernel should hold, ``rules`` what it does hold.
     What could not be had is None.
     """
 
     me: Me
+    own: Self
+    now_s: float
     settings: AgentSettings
     services: tuple[ServicePlan, ...]
     pods: tuple[Pod, ...]
