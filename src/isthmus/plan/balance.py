@@ -14,14 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from ipaddress import ip_address
 from itertools import chain
-from random import Random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from isthmus.plan.serving import Balance, Distance, Member, PortPlan, ServicePlan
 from isthmus.plan.verdict import Because, Verdict
+
+if TYPE_CHECKING:
+    from random import Random
 
 AFFINITY_ENTRIES = 65_536
 RING_POINTS = 64
@@ -192,7 +194,7 @@ class Pool:
         else:
             self._rings = []
 
-    def choose(self, client_address: str, now_s: float, rng: Random) -> Choice:
+    def choose(self, client_address: str, now_s: float, rng: "Random") -> Choice:
         """The order in which to try the endpoints for one connection of ``client_address``."""
         if now_s >= self._wakes_s:
             self._wake(now_s)
@@ -243,7 +245,7 @@ class Pool:
         """Who rests, and for how many seconds still."""
         return {candidate: until - now_s for candidate, until in self._resting.items() if until > now_s}
 
-    def _balanced(self, client_address: str, rng: Random) -> Iterator[Candidate]:
+    def _balanced(self, client_address: str, rng: "Random") -> Iterator[Candidate]:
         """By the service's balance, nearest tier first; those that rest come last, the soonest awake first.
 
         An order holds on to the lists of its own time, so an endpoint that this very connection puts to rest does not
@@ -260,7 +262,7 @@ class Pool:
             order = _hashed(self._rings, hash_key(client_address), self._resting)
         return chain(order, _by_rest(self._resting)) if self._resting else order
 
-    def _behind(self, first: Candidate, client_address: str, rng: Random) -> Iterator[Candidate]:
+    def _behind(self, first: Candidate, client_address: str, rng: "Random") -> Iterator[Candidate]:
         yield first
         yield from (candidate for candidate in self._balanced(client_address, rng) if candidate != first)
 
