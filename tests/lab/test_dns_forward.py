@@ -110,6 +110,7 @@ def test_all_upstreams_dead_is_servfail_within_the_limit_and_local_answers_are_n
     with serving(space, WEB, upstreams=("127.0.0.3",), timeout_s=1.0) as control, space.socket() as flood:
         space.ask(CLUSTER_NAME)
         taken_s = []
+        flood.setsockopt(socket.SOL_SOCKET, 33, 4 * 1024 * 1024)  # SO_RCVBUFFORCE: all replies come at the same moment
         flood.connect((SERVER, 53))
         began_s = time.monotonic()
         for turn in range(400):
