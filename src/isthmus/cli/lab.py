@@ -11,10 +11,10 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from isthmus.cli.options import RUN_DIRECTORY_VARIABLE
-from isthmus.lab.cluster import BASE_DIRECTORY, Lab, lab_names, take_down
+from isthmus.cli.options import Format
+from isthmus.cli.output import Column, print_rows
+from isthmus.lab.cluster import BASE_DIRECTORY, Lab, ProcessState, lab_names, take_down
 from isthmus.lab.examples import DEMO
 from isthmus.lab.labfile import LabFile
 from isthmus.lab.loader import check_name, load_lab_file
@@ -42,24 +42,54 @@ def up(file: File = None, name: Name = "", directory: Directory = BASE_DIRECTORY
 
 
 @app.command()
-def status(name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
+def status(
+    name: Name = "",
+    directory: Directory = BASE_DIRECTORY,
+    output: Annotated[Format, typer.Option("--output", "-o", help="The form of the answer.")] = Format.TABLE,
+) -> None:
     """Show a lab's nodes, pods and processes. Exit code 1 if a process is dead."""
     lab = _find(name, directory)
-    console = Console()
-    processes = {(process.kind, process.name): process for process in lab.processes()}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("WHAT", "NAME", "SITE", "ADDRESSES", "PROCESSES"):
-        table.add_column(column, overflow="fold")
-    for place in lab.topology.places:
-        own = [process for process in processes.values() if _place_of(process.kind, process.name, lab) == place.label]
-        states = "\n".join(f"{process.kind} {f'pid {process.pid}' if process.pid else 'dead'}" for process in own)
-        table.add_row(place.role, place.label, place.site, "\n".join(place.addresses), states)
-    console.print(table)
-    dead = [process for process in processes.values() if not process.pid]
+    rows = place_rows(lab)
+    print_rows(rows, COLUMNS, output, empty="The lab is empty.")
+    dead = [process for process in lab.processes() if not process.pid]
     for process in dead:
-        console.print(f"{process.kind} {process.name} is dead; its log: {process.log}", style="red", soft_wrap=True)
+        print(f"{process.kind} {process.name} is dead; its log: {process.log}", file=sys.stderr)
     if dead:
         raise typer.Exit(1)
+
+
+class PlaceRow(msgspec.Struct, frozen=True):
+    """``isthmus lab status``: one namespace. ``processes`` maps what runs there to its process id, 0 if it is dead."""
+
+    role: str
+    name: str
+    site: str
+    addresses: tuple[str, ...]
+    namespace: str
+    processes: dict[str, int]
+
+
+COLUMNS = (
+    Column[PlaceRow]("ROLE", lambda row: row.role),
+    Column[PlaceRow]("NAME", lambda row: row.name),
+    Column[PlaceRow]("SITE", lambda row: row.site, spare=2),
+    Column[PlaceRow]("ADDRESSES", lambda row: ",".join(row.addresses)),
+    Column[PlaceRow](
+        "PROCESSES", lambda row: ", ".join(f"{what} {pid or 'dead'}" for what, pid in row.processes.items())
+    ),
+    Column[PlaceRow]("NAMESPACE", lambda row: row.namespace, spare=1),
+)
+
+
+def place_rows(lab: Lab) -> list[PlaceRow]:
+    """Return the rows of ``isthmus lab status``."""
+    running: dict[str, dict[str, int]] = {}
+    for process in lab.processes():
+        running.setdefault(_place_of(process, lab), {})[process.kind] = process.pid
+    return [
+        PlaceRow(place.role, place.label, place.site, place.addresses, place.namespace, running.get(place.label, {}))
+        for place in lab.topology.places
+    ]
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -72,13 +102,9 @@ def execute(
     """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
     _need_root()
     lab = _find(name, directory)
-    if lab.place(place).role is Role.NODE:
-        os.environ[RUN_DIRECTORY_VARIABLE] = str(lab.node_directory(place) / "run")
-    # The command `isthmus` in the lab is the one that is running now, also where it is not on the PATH.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     argv = lab.command(place, command[1:] if command[0] == "--" else command)
     sys.stdout.flush()
-    os.execvp(argv[0], argv)  # noqa: S606 - no shell is the point
+    os.execvpe(argv[0], argv, lab.environment(place))  # noqa: S606 - no shell is the point
 
 
 @app.command()
@@ -145,10 +171,10 @@ def _only(directory: Path, default: str = "") -> str:
     return names[0] if names else default
 
 
-def _place_of(kind: str, name: str, lab: Lab) -> str:
-    if kind == "relay":
-        return next((relay.at for relay in lab.file.relays if relay.name == name), "")
-    return name.replace(".", "/", 1) if kind == "pod" else name
+def _place_of(process: ProcessState, lab: Lab) -> str:
+    if process.kind == "relay":
+        return next((relay.at for relay in lab.file.relays if relay.name == process.name), "")
+    return process.name.replace(".", "/", 1) if process.kind == "pod" else process.name
 
 
 def _need_root() -> None:

@@ -33,6 +33,7 @@ from isthmus.model.errors import IsthmusError, UsageError
 
 BASE_DIRECTORY = Path("/run/isthmus-lab")
 KILL_DEADLINE_S = 10.0
+RUN_DIRECTORY_VARIABLE = "ISTHMUS_RUN_DIRECTORY"  # as cli/options.py reads it
 _PARALLEL = 4
 
 Progress = Callable[[str], None]
@@ -244,6 +245,14 @@ class Lab:
         """Return ``command`` as it is run in the place called ``label``."""
         return in_namespace(self.place(label).namespace, command)
 
+    def environment(self, label: str) -> dict[str, str]:
+        """Return the environment for commands in ``label``: `isthmus` is this very one, and finds the node's agent."""
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+        place = self.place(label)
+        if place.role is Role.NODE:
+            environment[RUN_DIRECTORY_VARIABLE] = str(self.node_directory(place.label) / "run")
+        return environment
+
     def run(
         self,
         label: str,
@@ -255,7 +264,13 @@ class Lab:
     ) -> "subprocess.CompletedProcess[str]":
         """Run ``command`` to its end in ``label``; a non-zero exit raises CalledProcessError only with ``check``."""
         return subprocess.run(
-            self.command(label, command), input=stdin, capture_output=True, text=True, timeout=timeout_s, check=check
+            self.command(label, command),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=check,
+            env=self.environment(label),
         )
 
     # down
