@@ -54,6 +54,7 @@ def load(name: str) -> Any:
     build = typer.main.get_group if COMMANDS[name].group else typer.main.get_command
     command = build(application)
     command.name = name
+    command.help = command.help or COMMANDS[name].help
     return command
 
 

@@ -1,0 +1,23 @@
+"""Upstreams: the resolvers for every name that is not the cluster's."""
+
+from isthmus.explain.check import Check, Examined, Finding, State, not_checked, ok
+from isthmus.explain.words import join_text
+
+
+def _run(node: Examined) -> Finding:
+    if node.facts is None:
+        return not_checked("the agent's settings are not known")
+    upstreams = node.facts.settings.dns.upstreams
+    if not upstreams:
+        return not_checked("dns.upstreams is empty: the servers of /etc/resolv.conf are used")
+    why = {server: error for server in upstreams if (error := node.ask_upstream(server))}
+    details = tuple(f"{server}: {error}" for server, error in why.items())
+    if len(why) == len(upstreams):
+        advice = "names outside the cluster get SERVFAIL: correct dns.upstreams, or the way to them"
+        return Finding(State.ERROR, "no upstream answers", advice, details)
+    if why:
+        return Finding(State.WARNING, f"silent: {join_text(list(why))}", "the others are used meanwhile", details)
+    return ok(f"answering: {join_text(list(upstreams))}")
+
+
+CHECK = Check("upstreams", "upstream resolvers", _run, ("agent",))
