@@ -32,6 +32,9 @@ POLL_REVOCATIONS_S = 20.0
 JITTER = 0.05  # of the life, so that nodes that enrolled together do not renew together
 
 FINAL = frozenset({RefusalCode.REVOKED, RefusalCode.TOO_LATE})
+TOKEN_IS_NO_GOOD = frozenset(
+    {RefusalCode.UNKNOWN_TOKEN, RefusalCode.USED_TOKEN, RefusalCode.EXPIRED_TOKEN, RefusalCode.WRONG_NODE}
+)
 
 
 class State(StrEnum):
@@ -216,8 +219,9 @@ class Credentials:
         addresses = [token.address] if token.address else self._issuers
         try:
             answer = await self._ask_any(addresses, token.authority, question)
-        except enrol.RefusedByIssuer:
-            self._refused_token = _digest(text)
+        except enrol.RefusedByIssuer as error:
+            if error.reason_code in TOKEN_IS_NO_GOOD:
+                self._refused_token = _digest(text)
             raise
         self._install(answer)
         log.info("identity enrolled", holder=str(self._holder), issuer=self._issuer)
