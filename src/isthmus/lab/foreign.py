@@ -6,7 +6,7 @@ lab's own addresses. They are loaded with iptables-restore, legacy or nft, as th
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from isthmus.lab.labfile import ForeignSet, Iptables
@@ -237,7 +237,12 @@ class Listing:
 
 def take_listing(namespace: str) -> Listing:
     """Return the listing of ``namespace``. Raises KernelError."""
-    return Listing({tool: tuple(_clean(run_in(namespace, command))) for tool, command in _LISTINGS.items()})
+    lines = {tool: tuple(_clean(run_in(namespace, command))) for tool, command in _LISTINGS.items()}
+    # nft shows the tables of iptables-nft as well, but without comments: those are listed by their own tool.
+    for family, tool in (("ip", "iptables-nft"), ("ip6", "ip6tables-nft")):
+        for table in (line.removeprefix("*") for line in lines[tool] if line.startswith("*")):
+            lines["nftables"] = tuple(_without_blocks(lines["nftables"], re.compile(f"table {family} {table} {{")))
+    return Listing(lines)
 
 
 def _clean(text: str) -> list[str]:
@@ -248,9 +253,14 @@ def _clean(text: str) -> list[str]:
 
 def _without_own(lines: Iterable[str]) -> Iterable[str]:
     """Leave out tagged lines, and blocks of braces whose first line is tagged."""
+    return (line for line in _without_blocks(lines, _OWN) if not _OWN.search(line))
+
+
+def _without_blocks(lines: Iterable[str], head: re.Pattern[str]) -> Iterator[str]:
+    """Leave out blocks of braces whose first line ``head`` is found in."""
     depth = 0
     for line in lines:
-        if depth or (_OWN.search(line) and line.endswith("{")):
+        if depth or (line.endswith("{") and head.search(line)):
             depth += line.count("{") - line.count("}")
-        elif not _OWN.search(line):
+        else:
             yield line

@@ -15,6 +15,7 @@ import contextlib
 import json
 import socket
 from functools import partial
+from typing import cast
 
 _READ_BYTES = 65536
 
@@ -67,8 +68,8 @@ class UdpEcho(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # Python 3.11's own datagram transport is no instance of the class that its documentation promises.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         assert self._transport is not None

@@ -1,0 +1,284 @@
+"""A lab comes up as its file says, and goes without a trace, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import LabMaker, eventually, residue
+
+from isthmus.lab.cluster import Lab, LabBusy, LabExists, take_down
+from isthmus.lab.foreign import take_listing
+from isthmus.lab.processes import in_namespace, processes_in
+from isthmus.lab.resident import create_namespace, remove_namespace
+
+TWO_SITES = """
+sites:
+  - {name: cloud, public: true}
+  - {name: edge, nat: {type: symmetric}}
+nodes:
+  - {name: cloud-1, site: cloud, foreign: [flannel, kube-proxy], agent: false}
+  - {name: edge-1, site: edge, foreign: [docker, kube-proxy, libvirt], iptables: legacy, agent: false}
+  - {name: edge-2, site: edge, foreign: [docker], agent: false}
+pods:
+  - {name: web, node: cloud-1, serve: {http: [80], tcp: [9000], udp: [9001]}}
+  - {name: far, namespace: field, node: edge-1, address: 172.17.0.9, serve: {http: [80]}}
+  - {name: near, namespace: field, node: edge-2, address: 172.17.0.9, serve: {http: [80]}}
+  - {name: client, namespace: field, node: edge-2}
+"""
+
+
+def write(directory: Path, text: str, name: str) -> Path:
+    path = directory / "lab.yaml"
+    path.write_text(f"name: {name}\n{text}")
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "isthmus", "lab", *arguments]
+
+
+def unique(name: str) -> str:
+    return f"c{os.getpid() % 0x10000:x}{name}"[:12]
+
+
+def root_namespace() -> str:
+    """Everything that a lab could have changed in the namespace it was started from."""
+    listings = [
+        ["ip", "-o", "link"],
+        ["ip", "-o", "addr"],
+        ["ip", "route", "show", "table", "all"],
+        ["ip", "rule"],
+        ["nft", "-s", "list", "ruleset"],
+        ["iptables-legacy-save"],
+        ["sysctl", "-a", "-r", r"^net\.(ipv4\.(ip_forward|conf)|netfilter\.nf_conntrack_(udp|tcp)_timeout)"],
+    ]
+    texts = [subprocess.run(each, capture_output=True, text=True, check=False).stdout for each in listings]
+    return "\n".join(line for text in texts for line in text.splitlines() if not line.startswith("#"))
+
+
+@pytest.fixture(scope="module")
+def lab(make_module_lab: LabMaker) -> Lab:
+    return make_module_lab(TWO_SITES, name="life")
+
+
+def answer(lab: Lab, place: str, url: str) -> dict[str, object]:
+    def ask() -> dict[str, object] | None:
+        done = lab.run(place, ["curl", "-s", "-m", "2", url])
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    return eventually(ask)
+
+
+def test_a_pod_behind_a_nat_reaches_a_public_pod_with_the_routers_address(lab):
+    router = lab.place("edge.router").addresses[0]
+    got = answer(lab, "client", f"http://{lab.place('web').addresses[0]}/x?y")
+    assert (got["pod"], got["node"], got["client"], got["path"]) == ("default/web", "cloud-1", router, "/x?y")
+
+
+def test_pods_of_two_nodes_with_one_address_are_two_pods(lab):
+    for node, pod in (("edge-1", "field/far"), ("edge-2", "field/near")):
+        assert answer(lab, node, "http://172.17.0.9/")["pod"] == pod
+
+
+def test_the_servers_tcp_echo_gives_back_every_byte_and_the_half_close(lab):
+    payload = "x" * 300_000
+    done = lab.run("client", ["socat", "-t5", "-", f"TCP:{lab.place('web').addresses[0]}:9000"], stdin=payload)
+    line, _, echo = done.stdout.partition("\n")
+    assert (json.loads(line)["pod"], echo) == ("default/web", payload)
+
+
+def test_the_servers_udp_echo_says_who_answered(lab):
+    target = f"UDP:{lab.place('web').addresses[0]}:9001"
+    line, _, echo = lab.run("client", ["socat", "-t1", "-", target], stdin="hello").stdout.partition("\n")
+    assert (json.loads(line)["pod"], echo) == ("default/web", "hello")
+
+
+def test_every_node_has_a_boot_id_of_its_own(lab):
+    ids = {(lab.node_directory(node) / "boot_id").read_text() for node in ("cloud-1", "edge-1", "edge-2")}
+    assert len(ids) == 3
+
+
+def test_a_pods_resolver_is_the_agent_with_kubernetes_search_path(lab):
+    text = lab.run("client", ["cat", "/etc/resolv.conf"]).stdout
+    assert text.splitlines() == [
+        "search field.svc.cluster.local svc.cluster.local cluster.local",
+        "nameserver 169.254.96.16",
+        "options ndots:5",
+    ]
+
+
+def test_foreign_rules_are_where_the_file_wants_them(lab):
+    legacy, nft = take_listing(lab.place("edge-1").namespace).lines, take_listing(lab.place("cloud-1").namespace).lines
+    assert "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE" in legacy["iptables-legacy"]
+    assert any("LIBVIRT_PRT" in line for line in legacy["iptables-legacy"])
+    assert not legacy["iptables-nft"]
+    assert any("KUBE-MARK-MASQ" in line for line in nft["iptables-nft"])
+    assert not nft["iptables-legacy"]
+
+
+def test_a_listing_does_not_change_by_traffic(lab):
+    before = take_listing(lab.place("cloud-1").namespace)
+    answer(lab, "client", f"http://{lab.place('web').addresses[0]}/")
+    assert before.difference(take_listing(lab.place("cloud-1").namespace)) == ""
+
+
+def test_a_listing_shows_a_foreign_change_and_leaves_our_own_rules_out(lab):
+    node = lab.place("edge-2")
+    before = take_listing(node.namespace)
+    lab.run("edge-2", ["nft", "add table ip isthmus; add chain ip isthmus c"], check=True)
+    comment = ["-m", "comment", "--comment", "isthmus root chain", "-j", "RETURN"]
+    lab.run("edge-2", ["iptables-nft", "-t", "nat", "-I", "PREROUTING", *comment], check=True)
+    assert before.difference(take_listing(node.namespace)) != ""
+    assert before.foreign().difference(take_listing(node.namespace).foreign()) == ""
+    lab.run("edge-2", ["iptables-nft", "-t", "nat", "-D", "POSTROUTING", "1"], check=True)
+    assert "MASQUERADE" in before.foreign().difference(take_listing(node.namespace).foreign())
+
+
+def test_nothing_of_the_root_namespace_changes(make_lab):
+    before = root_namespace()
+    lab = make_lab(TWO_SITES, name="root")
+    during = root_namespace()
+    lab.down()
+    assert before == during == root_namespace()
+
+
+def test_two_labs_with_the_same_addresses_run_side_by_side(make_lab):
+    first, second = make_lab(TWO_SITES, name="one"), make_lab(TWO_SITES, name="two")
+    address = first.place("web").addresses[0]
+    assert answer(first, "client", f"http://{address}/")["pod"] == "default/web"
+    first.down()
+    assert not any(residue(first.name).values())
+    assert answer(second, "client", f"http://{address}/")["pod"] == "default/web"
+
+
+def test_a_lab_that_is_up_is_not_brought_up_again(lab):
+    with pytest.raises(LabExists):
+        Lab(lab.file, lab.directory.parent).up()
+    assert lab.alive("pod", "default/web")
+
+
+def test_a_dead_process_is_reported_and_can_be_started_again(make_lab):
+    lab = make_lab(TWO_SITES, name="dead")
+    assert lab.stop("pod", "default/web", signal.SIGKILL)
+    states = {process.name: process.pid for process in lab.processes()}
+    assert states["default.web"] == 0
+    assert states["field.far"] > 0
+    lab.start("pod", "default/web", "default/web", ["sleep", "60"])
+    assert lab.alive("pod", "default/web")
+
+
+def test_the_command_line_brings_up_runs_and_takes_down(tmp_path):
+    name = unique("cli")
+    base = ["--directory", str(tmp_path / "labs")]
+    file = write(tmp_path, TWO_SITES, name)
+    up = subprocess.run(command("up", str(file), *base), capture_output=True, text=True, check=False)
+    assert up.returncode == 0, up.stderr
+    assert f"lab {name} is up: 3 nodes, 4 pods" in up.stdout
+    inside = command("exec", *base, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
+    ran = subprocess.run(inside, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "169.254.96.16" in ran.stdout) == (7, True)
+    shown = subprocess.run(command("status", *base), capture_output=True, text=True, check=False)
+    assert (shown.returncode, "field/client" in shown.stdout) == (0, True)
+    wrong = subprocess.run(command("exec", *base, "nobody", "--", "true"), capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "there is no 'nobody'" in wrong.stderr) == (2, True)
+    for said in (f"lab {name} is down", f"there was no lab {name}"):
+        down = subprocess.run(command("down", "--name", name, *base), capture_output=True, text=True, check=False)
+        assert (down.returncode, down.stdout.strip()) == (0, said)
+    assert not any(residue(name).values())
+    assert not (tmp_path / "labs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("made", [2, 9])
+def test_an_interrupted_up_takes_down_what_it_made(tmp_path, number, made):
+    name = unique(f"i{made}{int(number)}")
+    process = start_up(tmp_path, name)
+    wait_for_namespaces(process, name, made)
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert not any(residue(name).values())
+    assert not (tmp_path / "labs").exists()
+
+
+@pytest.mark.parametrize("made", [1, 3, 6, 9])
+def test_down_removes_what_a_killed_up_left(tmp_path, made):
+    name = unique(f"k{made}")
+    process = start_up(tmp_path, name)
+    wait_for_namespaces(process, name, made)
+    process.kill()
+    process.wait(10)
+    assert residue(name)["namespaces"]
+    assert take_down(name, tmp_path / "labs")
+    eventually(lambda: not any(residue(name).values()))
+
+
+def test_up_after_a_killed_up_starts_afresh(tmp_path):
+    name = unique("again")
+    process = start_up(tmp_path, name)
+    wait_for_namespaces(process, name, 5)
+    process.kill()
+    process.wait(10)
+    try:
+        again = start_up(tmp_path, name)
+        assert again.wait(30) == 0
+    finally:
+        take_down(name, tmp_path / "labs")
+    assert not any(residue(name).values())
+
+
+def test_without_its_registry_a_lab_is_found_by_its_prefix(make_lab):
+    lab = make_lab(TWO_SITES, name="reg")
+    (lab.directory / "registry.jsonl").unlink()
+    lab.down()
+    assert not any(residue(lab.name).values())
+
+
+def test_down_takes_nothing_that_is_not_of_the_lab(make_lab):
+    """A namespace with a name that only begins alike, and a process of ours in the root namespace, live on."""
+    lab = make_lab(TWO_SITES, name="own")
+    stranger = f"isthmus-{lab.name}x-node"
+    create_namespace(stranger)
+    sleeper = subprocess.Popen(in_namespace(stranger, ["sleep", "60"]))
+    here = subprocess.Popen(["sleep", "60"])
+    try:
+        eventually(lambda: sleeper.pid in processes_in([stranger]))
+        lab.down()
+        assert sleeper.poll() is None
+        assert here.poll() is None
+    finally:
+        for each in (sleeper, here):
+            each.kill()
+            each.wait()
+        remove_namespace(stranger)
+
+
+def test_a_lab_at_work_is_left_to_who_works_on_it(tmp_path):
+    name = unique("busy")
+    process = start_up(tmp_path, name)
+    wait_for_namespaces(process, name, 1)
+    try:
+        with pytest.raises(LabBusy):
+            take_down(name, tmp_path / "labs")
+    finally:
+        process.wait(30)
+        take_down(name, tmp_path / "labs")
+
+
+def start_up(directory: Path, name: str) -> "subprocess.Popen[bytes]":
+    file = write(directory, TWO_SITES, name)
+    arguments = command("up", str(file), "--directory", str(directory / "labs"))
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_namespaces(process: "subprocess.Popen[bytes]", name: str, count: int) -> None:
+    """Poll quickly: the whole building takes half a second."""
+    end = time.monotonic() + 20
+    while len(residue(name)["namespaces"]) < count:
+        assert process.poll() is None, "up ended early"
+        assert time.monotonic() < end
+        time.sleep(0.002)
