@@ -153,6 +153,8 @@ class DataWorker:
                 return self._proxy.counters() | self._link.counters()
             case "connections":
                 return self._proxy.connections()
+            case "endpoints":
+                return self._proxy.endpoints()
             case "links":
                 return self._link.links()
             case "paths":

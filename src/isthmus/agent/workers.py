@@ -33,13 +33,16 @@ class WorkerSilent(IsthmusError):
 
 
 class WorkerProcess:
-    """One worker. ``welcome`` yields the full state a new process needs; ``received`` gets what it says."""
+    """One worker. ``config`` and ``welcome`` give what a new process needs: its settings as JSON, the full state.
+
+    ``received`` gets what it says.
+    """
 
     def __init__(
         self,
         name: str,
         module: str,
-        config: bytes,
+        config: Callable[[], bytes],
         welcome: Callable[[], Iterable[ToWorker]],
         received: Callable[[FromWorker], None],
     ) -> None:
@@ -103,7 +106,7 @@ class WorkerProcess:
         try:
             command = [sys.executable, "-m", self._module, "--fd", str(theirs.fileno())]
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-                [*command, "--config", self._config.decode()], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                [*command, "--config", self._config().decode()], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
         finally:
             theirs.close()

@@ -14,6 +14,7 @@ from isthmus.cli.options import TextFormat
 from isthmus.cli.output import print_value
 from isthmus.model.errors import IsthmusError
 from isthmus.model.settings import RelaySettings
+from isthmus.model.settings_text import parse_relay_settings
 from isthmus.relay.run import Service, open_authority
 from isthmus.relay.status import RelayReport, read_report
 from isthmus.wire.identity import check_name
@@ -36,7 +37,7 @@ def relay(
     output: Annotated[TextFormat, typer.Option("--output", "-o", help="The form of --status.")] = TextFormat.TEXT,
 ) -> None:
     """Run a relay, where nodes behind NATs meet, until SIGTERM."""
-    settings = load_settings(config, RelaySettings) if config else RelaySettings()
+    settings = load_settings(config, parse_relay_settings) if config else RelaySettings()
     check_name(settings.name)
     if status:
         _show(settings, output)

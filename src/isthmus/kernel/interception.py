@@ -37,13 +37,14 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What the kernel holds of ours. ``rules`` is a listing for people, by backend."""
+    """What the kernel holds of ours. ``rules`` is a listing for people, ``elements`` the sets, both by backend."""
 
     device: Device | None
     routes: frozenset[str]
     sysctls: tuple[Change, ...]
     rules: dict[str, str]
     exceptions: int
+    elements: dict[str, Elements] = {}
 
 
 class Interception:
@@ -83,22 +84,29 @@ class Interception:
         if before is None or verify or _shape(before) != _shape(plan):
             done += self._apply_surroundings(plan)
             done += self._verify_rules(plan)
+            done += self._apply_bridges(plan)
         else:
             done += self._update_rules(before, plan)
-        done += self._apply_bridges(plan)
+            if before.preserved != plan.preserved:
+                done += self._apply_bridges(plan)
         self._applied = plan
         return Report(tuple(done))
 
     def read(self) -> Reading:
         """What the kernel holds of ours now."""
         rules: dict[str, str] = {}
+        elements: dict[str, Elements] = {}
         exceptions = 0
         for name, backend in self._backends().items():
             state = backend.read()
             if state is not None:
-                rules[name] = backend.listing()
+                rules[name], elements[name] = backend.listing(), state.elements
                 exceptions += sum(len(items) for key, items in state.elements.items() if "exceptions" in key)
-        return Reading(self._devices.read(), self._routes.read(), self._sysctls.changes(), rules, exceptions)
+        return Reading(self._devices.read(), self._routes.read(), self._sysctls.changes(), rules, exceptions, elements)
+
+    def sysctl_changes(self) -> tuple[Change, ...]:
+        """The settings that we have changed since this boot, with what was there before."""
+        return self._sysctls.changes()
 
     def remove(self) -> Report:
         """Take everything of ours away; may be repeated. Rules first: a rule must never lead to what is gone."""
@@ -163,11 +171,12 @@ class Interception:
         return done
 
     def _update_rules(self, before: InterceptionPlan, plan: InterceptionPlan) -> list[str]:
-        if before.ignored == plan.ignored and before.preserved == plan.preserved:
+        old, new = _difference(before, plan)
+        if old == new:
             return []
         backend = self._backend(plan)
         try:
-            changed = backend.update(backend.elements(before), backend.elements(plan))
+            changed = backend.update(backend.elements(old), backend.elements(new))
         except NotSupported:
             raise
         except KernelError:  # someone has changed or deleted what we meant to change
@@ -216,6 +225,17 @@ def _same(found: Elements, wanted: Elements) -> bool:
     return {name: items for name, items in found.items() if items} == {
         name: items for name, items in wanted.items() if items
     }
+
+
+def _difference(before: InterceptionPlan, after: InterceptionPlan) -> tuple[InterceptionPlan, InterceptionPlan]:
+    """Both plans, cut down to the elements in which they differ: one change among ten thousand stays one."""
+    old, new = before.ignored, after.ignored
+    gone = {text: service for text, service in old.items() if new.get(text) != service}
+    come = {text: service for text, service in new.items() if old.get(text) != service}
+    return (
+        msgspec.structs.replace(before, ignored=gone, preserved=before.preserved - after.preserved, notes=()),
+        msgspec.structs.replace(after, ignored=come, preserved=after.preserved - before.preserved, notes=()),
+    )
 
 
 def _shape(plan: InterceptionPlan) -> InterceptionPlan:

@@ -245,6 +245,10 @@ class Pool:
         """Who rests, and for how many seconds still."""
         return {candidate: until - now_s for candidate, until in self._resting.items() if until > now_s}
 
+    def active(self) -> dict[Candidate, int]:
+        """Open connections by endpoint; those without any are left out."""
+        return dict(self._active)
+
     def _balanced(self, client_address: str, rng: "Random") -> Iterator[Candidate]:
         """By the service's balance, nearest tier first; those that rest come last, the soonest awake first.
 

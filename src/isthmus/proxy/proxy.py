@@ -9,6 +9,7 @@ proxy.drain(loop.stop)
 
 import errno
 from collections.abc import Callable
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -25,6 +26,7 @@ from isthmus.proxy.tcp import ReadDestination, TcpProxy
 from isthmus.proxy.tcp import as_data as tcp_data
 from isthmus.proxy.udp import UdpProxy
 from isthmus.proxy.udp import as_data as udp_data
+from isthmus.wire.local import EndpointState
 
 BACKLOG = 65_535  # the kernel lowers it to net.core.somaxconn
 DRAIN_LOOK_S = 0.05
@@ -118,6 +120,10 @@ class Proxy:
         rows = [tcp_data(each, now_s) for each, _ in zip(self.tcp.connections.values(), range(limit), strict=False)]
         rows += [udp_data(each, now_s) for each, _ in zip(self.udp.sessions.values(), range(limit), strict=False)]
         return rows
+
+    def endpoints(self, limit: int = 100_000) -> list[EndpointState]:
+        """What is remembered of endpoints: who is used, who rests."""
+        return list(islice(self._table.states(self._loop.now_s), limit))
 
     def _look_drained(self, until_s: float, stopped: Callable[[], None]) -> None:
         if self.tcp.connections and self._loop.now_s < until_s:

@@ -8,6 +8,7 @@ from isthmus.plan.admission import OwnEndpoints, own_endpoints
 from isthmus.plan.balance import Candidate, Pool, of_family
 from isthmus.plan.serving import Member, PortPlan, ServiceKind, ServicePlan
 from isthmus.proxy.counters import ServiceCounters
+from isthmus.wire.local import EndpointState
 
 # (address, port, "TCP" or "UDP"): plain text hashes faster than an enum.
 Destination = tuple[str, int, str]
@@ -34,6 +35,23 @@ class Served:
     def resting(self, now_s: float) -> dict[Candidate, float]:
         """Who rests, and for how many seconds still."""
         return self._pool.resting(now_s) if self._pool is not None else {}
+
+    def states(self, now_s: float) -> Iterator[EndpointState]:
+        """The endpoints that are used or rest."""
+        if self._pool is None:
+            return
+        rests, active = self._pool.resting(now_s), self._pool.active()
+        for each in rests.keys() | active.keys():
+            yield EndpointState(
+                service=self.plan.full_name,
+                service_port=self.port.port,
+                protocol=self.port.protocol.value,
+                node=each.node,
+                address=each.address,
+                port=each.port,
+                rest_s=round(rests.get(each, 0.0), 3),
+                connections=active.get(each, 0),
+            )
 
     def update(self, plan: ServicePlan, port: PortPlan) -> None:
         """The service changed; what the choice remembers stays."""
@@ -122,6 +140,12 @@ class Table:
             for served in record.served.values():
                 for each, rest_s in served.resting(now_s).items():
                     yield name, served.port.port, f"{each.address}:{each.port} on {each.node}", rest_s
+
+    def states(self, now_s: float) -> Iterator[EndpointState]:
+        """What is remembered of endpoints, one row a service port and endpoint."""
+        for record in self._services.values():
+            for served in record.served.values():
+                yield from served.states(now_s)
 
     def __len__(self) -> int:
         return len(self._services)
