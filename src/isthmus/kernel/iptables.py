@@ -55,10 +55,10 @@ class Iptables:
         self._ipset = Ipset()
 
     def read(self) -> IptablesState | None:
-        """None where there is nothing of ours."""
+        """None where no chain or jump of ours is there."""
         digest = hashlib.sha256()
         elements: Elements = dict(self._ipset.read())
-        found = bool(elements)
+        found = False
         for version in (4, 6):
             for table in TABLES:
                 state = self._read_table(version, table)
