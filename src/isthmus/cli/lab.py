@@ -14,6 +14,7 @@ from rich.console import Console
 
 from isthmus.cli.options import Format
 from isthmus.cli.output import Column, print_rows
+from isthmus.lab.agents import wait_ready
 from isthmus.lab.cluster import BASE_DIRECTORY, Lab, ProcessState, lab_names, take_down
 from isthmus.lab.examples import DEMO
 from isthmus.lab.labfile import LabFile
@@ -36,6 +37,8 @@ def up(file: File = None, name: Name = "", directory: Directory = BASE_DIRECTORY
     console = Console(stderr=True)
     with _terminated_as_interrupted(), console.status("") as status:
         lab.up(lambda step: status.update(f"lab {lab.name}: {step}"))
+        status.update(f"lab {lab.name}: waiting for the agents")
+        wait_ready(lab, lab.agent_nodes())
     running = sum(1 for process in lab.processes() if process.pid)
     nodes, pods = len(lab.topology.of(Role.NODE)), len(lab.topology.of(Role.POD))
     typer.echo(f"lab {lab.name} is up: {nodes} nodes, {pods} pods, {running} processes. Files: {lab.directory}")

@@ -6,7 +6,6 @@ Everything it makes is in the registry first, and lies in one directory, in name
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import shutil
 import signal
@@ -144,9 +143,8 @@ class Lab:
                 identities.wait()
         for relay in self.file.relays[1:]:
             agents.start_relay(self, relay.name)
-        if importlib.util.find_spec("isthmus.cli.agent"):
-            for name in self.agent_nodes():
-                agents.start_agent(self, name)
+        for name in self.agent_nodes():
+            agents.start_agent(self, name)
         self._registry.note(Kind.UP, self.name)
 
     def agent_nodes(self) -> list[str]:

@@ -22,15 +22,13 @@ _AGAIN_S = 0.2
 Check = Callable[[str], str]
 
 MAP = """\
-                  cloud (public)                         the internet
-   ┌──────────────┬───────────────┐             ┌───────────────────────────┐
-   │ cloud-1      │ cloud-2       │             │                           │
-   │ 203.0.113.11 │ 203.0.113.12  │        symmetric NAT        port-restricted NAT
-   │ orders-1     │ orders-2      │             │                           │
-   └──────────────┴───────────────┘         plant-1                      shop-1
-         relay-1  203.0.113.100             192.168.1.11                 192.168.1.21
-                                            172.17.0.2 sensor-0          172.17.0.2 till-0
-                                            172.17.0.3 machine           172.17.0.3 desk"""
+  cloud, public        ┌─────────── the internet ───────────┐
+  ┌───────────────┬────┴──────────┬──────────┐              │
+  cloud-1         cloud-2         relay-1    symmetric NAT  port-restricted NAT
+  203.0.113.11    203.0.113.12    ….100      │              │
+  orders-1        orders-2                   plant-1        shop-1
+                                             ├ sensor-0     ├ till-0  172.17.0.2
+                                             └ machine      └ desk    172.17.0.3"""
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class Teller:
 def run_demo(lab: Lab, console: Console) -> bool:
     """Bring ``lab`` up, tell the story, take it down again; return whether all went as told."""
     started = time.monotonic()
-    console.print(Text(MAP, style="dim"))
+    console.print(Text(MAP, style="dim"), soft_wrap=True)
     try:
         with console.status("") as status:
             lab.up(lambda step: status.update(f"lab {lab.name}: {step}"))
