@@ -116,7 +116,8 @@ class Agent:
         ready = asyncio.gather(*(process.ready.wait() for process in self.workers))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ready, START_S)
-        await self._intercept()
+        self.interceptor.active = True
+        await self._attempt(Work.INTERCEPTION)
         answers = Answers(self)
         by_name = {name: answers.by_name(name) for name in QUESTIONS}
         api = LocalApi(Path(self.settings.run_directory) / SOCKET_NAME, by_name)
@@ -246,12 +247,13 @@ class Agent:
         if message := self.identity.message(self.control.registry):
             self.data.send(message)
 
-    def _announce(self) -> None:
+    async def _announce(self) -> None:
         """Say who we are. ``addresses`` of the settings win over the Node object's, these over the interfaces'."""
         me, settings = self.serving.me, self.settings
         stored = self.serving.cluster.nodes.get(settings.node)
-        found = settings.addresses or ((*stored.internal_ips, *stored.external_ips) if stored else ())
-        addresses = found or reachable_addresses(settings.intercept.device, me.pod_cidrs)
+        addresses = settings.addresses or ((*stored.internal_ips, *stored.external_ips) if stored else ())
+        if not addresses:
+            addresses = await asyncio.to_thread(reachable_addresses, settings.intercept.device, me.pod_cidrs)
         self.peers.addresses = tuple(_with_port(address, settings.link_port) for address in addresses)
         self.control.announce(
             Announcement(settings.node, 0, 0.0, me.site, self.peers.addresses, me.pod_cidrs, self.boot_id)
@@ -271,16 +273,20 @@ class Agent:
 
     async def _work(self) -> None:
         while (key := await self.queue.get()) is not None:
-            try:
-                await self._do(key)
-                self.queue.forget(key)
-                self.troubles.put(f"agent.{key.partition(':')[0]}", "error", "")
-            except (IsthmusError, OSError) as error:
-                delay_s = self.queue.retry(key)
-                log.error("work failed", key=key, error=str(error), delay_s=delay_s)
-                self.troubles.put(f"agent.{key.partition(':')[0]}", "error", str(error))
-            finally:
-                self.queue.done(key)
+            await self._attempt(key)
+            self.queue.done(key)
+
+    async def _attempt(self, key: str) -> None:
+        code = f"agent.{key.partition(':')[0]}"
+        try:
+            await self._do(key)
+        except (IsthmusError, OSError) as error:
+            delay_s = self.queue.retry(key)
+            log.error("work failed", key=key, error=str(error), delay_s=delay_s)
+            self.troubles.put(code, "error", str(error))
+        else:
+            self.queue.forget(key)
+            self.troubles.put(code, "error", "")
 
     async def _do(self, key: str) -> None:
         match key:
@@ -290,12 +296,12 @@ class Agent:
             case Work.VIRTUAL:
                 await asyncio.to_thread(self._save_virtual, self.serving.pool.records())
             case Work.ANNOUNCEMENT:
-                self._announce()
+                await self._announce()
             case _:
                 self.peers.rank(key.removeprefix(Work.PEER), self.serving.me)
 
     async def _intercept(self) -> None:
-        await self.interceptor.apply(self.serving.plans.values(), local_addresses())
+        await self.interceptor.apply(tuple(self.serving.plans.values()), await asyncio.to_thread(local_addresses))
 
     def _save_virtual(self, records: tuple[VirtualRecord, ...]) -> None:
         data = msgspec.msgpack.encode(records)

@@ -11,7 +11,6 @@ from isthmus import __version__
 from isthmus.agent.rules import rule_rows
 from isthmus.agent.workers import WorkerSilent
 from isthmus.model.errors import IsthmusError
-from isthmus.model.findings import count
 from isthmus.plan.queries import relevant
 from isthmus.plan.serving import Member, ServicePlan
 from isthmus.store.change import Origin
@@ -177,11 +176,10 @@ class Answers:
         problems = [str(finding) for finding in findings if finding.is_problem]
         notes = [str(finding) for finding in findings if not finding.is_problem]
         objects = {
-            "services": len(cluster.services),
-            "nodes": len(cluster.nodes),
-            "pods": len(cluster.pods),
-            "namespaces": len(cluster.namespaces),
-            **count(findings),
+            "service": len(cluster.services),
+            "node": len(cluster.nodes),
+            "pod": len(cluster.pods),
+            "namespace": len(cluster.namespaces),
         }
         offline = agent.change.origin is Origin.OFFLINE_COPY
         path = agent.settings.store

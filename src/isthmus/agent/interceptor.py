@@ -39,6 +39,7 @@ class Interceptor:
         self._error = ""
         self.plan: InterceptionPlan | None = None
         self.active = False
+        self._applied_once = False
 
     async def probe(self, boot_id: str) -> None:
         """Learn what this kernel can do. Raises KernelError, also where no backend works."""
@@ -76,7 +77,7 @@ class Interceptor:
         async with self._lock:
             assert self._kernel is not None
             verify, self._verify = self._verify, False
-            first, self.active = not self.active, True
+            first, self._applied_once = not self._applied_once, True
             try:
                 if verify:
                     self._capabilities = await asyncio.to_thread(self._kernel.capabilities)
@@ -95,7 +96,7 @@ class Interceptor:
     def remove(self) -> None:
         """Take everything away; for a clean stop."""
         if self._kernel is not None:
-            self.active = False
+            self.active = self._applied_once = False
             log.info("interception removed", what=list(self._kernel.remove().changed))
 
     async def read(self) -> Reading:
