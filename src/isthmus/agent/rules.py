@@ -17,6 +17,7 @@ def rule_rows(reading: Reading, plan: InterceptionPlan | None) -> list[RuleRow]:
     """Rules in the order of their chains, then exceptions by address; what is missing has ``present`` false."""
     rows: list[RuleRow] = []
     for backend, listing in reading.rules.items():
+        listing = _with_ranges(listing, reading.elements.get(backend, {}))
         rows += _iptables_rows(backend, listing) if backend.startswith("iptables") else _nft_rows(backend, listing)
     exceptions = _exceptions(reading)
     for address, comment in sorted(exceptions.items()):
@@ -29,6 +30,14 @@ def rule_rows(reading: Reading, plan: InterceptionPlan | None) -> list[RuleRow]:
     elif plan is not None and plan.versions():
         rows.append(RuleRow("isthmus", "", "", "jump", "isthmus root chain", 0, False))
     return rows
+
+
+def _with_ranges(listing: str, elements: dict[str, dict[str, str]]) -> str:
+    """The listing with the ranges in place of the names of their sets: a reader looks for the range."""
+    for name, items in elements.items():
+        if name.startswith("ranges") and items:
+            listing = listing.replace(f"@{name} ", f"{{ {', '.join(sorted(items))} }} ")
+    return listing
 
 
 def _exceptions(reading: Reading) -> dict[str, str]:
