@@ -1,6 +1,7 @@
 """The story that ``isthmus lab demo`` tells: real commands in real namespaces, each held against what was promised."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from subprocess import TimeoutExpired
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.text import Text
 
 from isthmus.lab.agents import wait_ready
@@ -101,8 +101,8 @@ STORY = (
         "The interception",
         "Why that worked: the kernel of the plant's node sent the connection to its agent.",
         "plant-1",
-        ("isthmus", "dump", "rules"),
-        contains("10.96.0.0/12"),
+        ("sh", "-c", "isthmus dump rules | grep -E 'MATCH|tcp service'"),
+        contains("169.254.96.16:40001"),
         "only the service range is taken; foreign rules stand as they were",
     ),
     Step(
@@ -118,7 +118,7 @@ STORY = (
         "From there it went over an encrypted link to the node of the endpoint.",
         "plant-1",
         ("isthmus", "dump", "links"),
-        line_with("cloud-", "direct"),
+        line_with("cloud-", "direct", "TLSv1.3"),
         "direct: the cloud's nodes can be reached",
     ),
     Step(
@@ -134,7 +134,7 @@ STORY = (
         "There is no direct path between the two.",
         "shop-1",
         ("isthmus", "dump", "links"),
-        line_with("plant-1", "relayed", "relay-1"),
+        line_with("plant-1", "relayed", "relay-1", "TLSv1.3"),
         "joined by the relay, which cannot read it: TLS ends at the agents",
     ),
     Step(
@@ -173,19 +173,21 @@ class Teller:
 
     def tell(self, number: int, step: Step) -> bool:
         """Run one step until it shows what it must, or its time is over; return whether it did."""
-        self._console.print(f"\n[bold cyan]{number}. {step.title}[/]  [dim]{escape(step.why)}[/]")
-        self._console.print(Text(f"   $ isthmus lab exec {step.place} -- {' '.join(step.command)}", style="bold"))
+        self._console.print(f"\n[bold cyan]{number}. {step.title}[/]  [dim]{escape(step.why)}[/]", soft_wrap=True)
+        typed = f"isthmus lab exec {step.place} -- {shlex.join(step.command)}"
+        self._console.print(Text(f"   $ {typed}", style="bold"), soft_wrap=True)
         end = time.monotonic() + STEP_DEADLINE_S
         while True:
             output, problem = self._attempt(step)
             if not problem or time.monotonic() > end:
                 break
             time.sleep(_AGAIN_S)
-        self._console.print(Padding(Text(output.rstrip()), (0, 0, 0, 5)), soft_wrap=True)
+        for line in output.rstrip().splitlines():
+            self._console.print(Text(f"     {line.rstrip()}"), soft_wrap=True)
         if problem:
-            self._console.print(f"   [red]✗ not as told:[/] {escape(problem)}")
+            self._console.print(f"   [red]✗ not as told:[/] {escape(problem)}", soft_wrap=True)
             return False
-        self._console.print(f"   [green]✓[/] {escape(step.shown)}")
+        self._console.print(f"   [green]✓[/] {escape(step.shown)}", soft_wrap=True)
         return True
 
     def _attempt(self, step: Step) -> tuple[str, str]:
