@@ -55,7 +55,7 @@ class Answers:
         self.table: dict[bytes, TableReply] = {}
         self.counters = counters
         self.ready = True  # False until everything known was received: unknown is not yet "does not exist"
-        self._keys: dict[str, list[bytes]] = {}
+        self._keys: dict[str, set[bytes]] = {}
         self._turn = 0
 
     def forget(self, scopes: Iterable[str]) -> None:
@@ -113,7 +113,7 @@ class Answers:
         self.counters[decided.resolution.value] += 1
         try:
             return self._encode(data, query, decided, limit)
-        except Malformed:  # a manifest's name that no message can hold
+        except ValueError:  # a manifest's name or address that no message can hold
             self.counters["unencodable"] += 1
             return self.fail(query, udp=limit is not None)
 
@@ -140,7 +140,7 @@ class Answers:
             self.forget_all()
         self.table[key] = entry
         for scope in scopes:
-            self._keys.setdefault(scope, []).append(key)
+            self._keys.setdefault(scope, set()).add(key)
 
     def _any(self, query: Query, limit: int | None) -> bytes:
         """RFC 8482: one made-up HINFO where the name may exist, so that ANY cannot be used to amplify."""

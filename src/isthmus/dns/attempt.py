@@ -13,6 +13,7 @@ from isthmus.dns.upstreams import Upstream
 from isthmus.loop.loop import READ, WRITE, Loop
 
 MAX_BYTES = 65_535
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Done = Callable[["Attempt", UpstreamReply | None, str], None]
 
@@ -33,6 +34,7 @@ class Attempt:
         edns = b"" if upstream.plain else message.encode_opt(do=do)
         head = message.HEADER.pack(self._id, flags, 1, 0, 0, 0 if upstream.plain else 1)
         self._query = head + question + edns
+        self.our_fault = False  # out of descriptors: says nothing about the upstream
         self._socket: socket.socket | None = None
         self._inbox = bytearray()
         self._outbox = b""
@@ -46,6 +48,7 @@ class Attempt:
             self._socket.send(self._query)
             self._loop.add(self._socket.fileno(), READ, self._datagram)
         except OSError as error:
+            self.our_fault = error.errno in EXHAUSTED
             text = error.strerror or str(error)
             self._loop.call_soon(lambda: self._finish(None, text))
 
@@ -133,8 +136,7 @@ class Attempt:
 
     def _close_socket(self) -> None:
         if self._socket is not None:
-            self._loop.remove(self._socket.fileno())
-            self._socket.close()
+            self._loop.discard(self._socket)
             self._socket = None
 
 

@@ -147,8 +147,8 @@ class Forwarder:
         question.attempts.remove(attempt)
         upstream = attempt.upstream
         if reply is None:
-            upstream.failures += 1
-            self._counters["upstream_errors"] += 1
+            upstream.failures += not attempt.our_fault
+            self._counters["exhausted" if attempt.our_fault else "upstream_errors"] += 1
         else:
             upstream.answered += 1
             upstream.failures = 0
@@ -166,14 +166,16 @@ class Forwarder:
 
     def _tick(self) -> None:
         now_s = time.monotonic()
-        for question in list(self._questions.values()):
-            if now_s - question.started_s >= self._settings.timeout_s:
-                self._finish(question, None)
-            elif question.plan and now_s >= question.next_at_s:
-                self._next_attempt(question)
-        self._ticking = bool(self._questions)
-        if self._ticking:
-            self._loop.call_later(TICK_S, self._tick)
+        try:
+            for question in list(self._questions.values()):
+                if now_s - question.started_s >= self._settings.timeout_s:
+                    self._finish(question, None)
+                elif question.plan and now_s >= question.next_at_s:
+                    self._next_attempt(question)
+        finally:  # whatever happens to one question, the others must end in time
+            self._ticking = bool(self._questions)
+            if self._ticking:
+                self._loop.call_later(TICK_S, self._tick)
 
     def _finish(self, question: _Question, reply: UpstreamReply | None) -> None:
         if self._questions.pop(question.key, None) is None:

@@ -90,7 +90,7 @@ class Prober:
     def _ended(self, attempt: Attempt, reply: UpstreamReply | None, _error: str) -> None:
         self._attempts.remove(attempt)
         if reply is None:
-            attempt.upstream.failures += 1
+            attempt.upstream.failures += not attempt.our_fault
         else:
             attempt.upstream.failures = 0
             attempt.upstream.looping = attempt.upstream in self._seen

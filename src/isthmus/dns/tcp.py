@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from isthmus.dns.answers import Answers, AskUpstreams, Forward
-from isthmus.loop.loop import READ, WRITE, Loop
+from isthmus.loop.loop import GONE, READ, WRITE, Loop
 
 MAX_CONNECTIONS = 256
 MAX_UNDER_WAY = 64
@@ -35,15 +35,14 @@ class TcpServer:
 
     def start(self) -> None:
         """Listen and accept."""
-        self._socket.listen(128)
+        self._socket.listen(512)
         self._loop.add(self._socket.fileno(), READ, self._accept)
         self._loop.call_later(SWEEP_S, self._sweep)
 
     def close(self) -> None:
         """Close the listener and every connection."""
         self._closed = True
-        self._loop.remove(self._socket.fileno())
-        self._socket.close()
+        self._loop.discard(self._socket)
         for connection in list(self._connections.values()):
             connection.close()
 
@@ -105,11 +104,13 @@ class _Connection:
         if self._open:
             self._open = False
             self._gone(self._socket.fileno())
-            self._loop.remove(self._socket.fileno())
-            self._socket.close()
+            self._loop.discard(self._socket)
 
     def _ready(self, events: int) -> None:
         self.active_s = time.monotonic()
+        if events & GONE:
+            self.close()
+            return
         try:
             if self._outbox:
                 self._flush()

@@ -12,8 +12,12 @@ import os
 import socket
 import struct
 
+import structlog
+
 from isthmus.dns.answers import Answers, AskUpstreams, Forward
 from isthmus.loop.loop import READ, Loop
+
+log = structlog.get_logger(__name__)
 
 BATCH = 64
 ROUNDS = 4  # batches before the other descriptors of the loop get their turn
@@ -97,8 +101,7 @@ class UdpServer:
         self._loop.add(self._fd, READ, self._readable)
 
     def close(self) -> None:
-        self._loop.remove(self._fd)
-        self._socket.close()
+        self._loop.discard(self._socket)
 
     def _readable(self, _events: int) -> None:
         for _ in range(ROUNDS):
@@ -139,11 +142,15 @@ class UdpServer:
 
     def _miss(self, at: int, size: int) -> bytes | None:
         begin = at * SLOT_BYTES
-        answer = self._answers.answer(self._batch.slots[begin : begin + size], udp=True)
-        if not isinstance(answer, Forward):
-            return answer
-        peer = self._unpack(self._batch.names[at * NAME_BYTES : (at + 1) * NAME_BYTES])
-        self._ask(answer, True, lambda reply: self._send_one(reply, peer))
+        try:
+            answer = self._answers.answer(self._batch.slots[begin : begin + size], udp=True)
+            if not isinstance(answer, Forward):
+                return answer
+            peer = self._unpack(self._batch.names[at * NAME_BYTES : (at + 1) * NAME_BYTES])
+            self._ask(answer, True, lambda reply: self._send_one(reply, peer))
+        except Exception:  # one question must never end the service of all
+            self._answers.counters["crashed"] += 1
+            log.exception("question failed")
         return None
 
     def _send(self, first: int, end: int) -> None:

@@ -20,15 +20,16 @@ from typing import Any
 import msgspec
 import structlog
 
+from isthmus import logs
 from isthmus.dns.answers import Answers
 from isthmus.dns.forward import Forwarder
 from isthmus.dns.probe import Prober
 from isthmus.dns.tcp import TcpServer
 from isthmus.dns.udp import UdpServer, bind
-from isthmus.dns.upstreams import Upstreams, parse_resolv_conf, parse_server
+from isthmus.dns.upstreams import UpstreamError, Upstreams, parse_resolv_conf, parse_server
 from isthmus.loop.channel import Channel
 from isthmus.loop.loop import Loop
-from isthmus.loop.process import end_with_parent
+from isthmus.loop.process import end_with_parent, raise_descriptor_limit
 from isthmus.model.settings import DNS_PORT, INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6, DnsSettings
 from isthmus.plan.names import Names, RecordType
 from isthmus.wire import worker
@@ -185,7 +186,7 @@ class DnsWorker:
         """Those of the settings, else those of resolv.conf, which is looked at again and again. Never ourselves."""
         given = self._config.dns.upstreams
         if given:
-            servers = [parse_server(text) for text in given]
+            servers = self._parse(given)
         else:
             self._loop.call_later(RESOLV_CONF_S, self._read_upstreams)
             try:
@@ -196,6 +197,17 @@ class DnsWorker:
         if self._upstreams.set(server for server in servers if server not in ours):
             self._prober.again()
         self._prober.review()
+
+    def _parse(self, given: tuple[str, ...]) -> list[tuple[str, int]]:
+        """The servers that the settings name; one that cannot be read is reported, and the others are used."""
+        servers, errors = [], []
+        for text in given:
+            try:
+                servers.append(parse_server(text))
+            except UpstreamError as error:
+                errors.append(str(error))
+        self._trouble(UpstreamError.code, "; ".join(errors))
+        return servers
 
     def _trouble(self, code: str, text: str) -> None:
         if self._troubles.get(code, "") == text:
@@ -211,8 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--config", required=True, help="DnsConfig as JSON")
     given = parser.parse_args(arguments)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure(worker="dns")
     end_with_parent()
+    raise_descriptor_limit()
     os.set_inheritable(given.fd, False)
     config = msgspec.json.decode(given.config, type=DnsConfig)
     DnsWorker(socket.socket(fileno=given.fd), config).run()

@@ -297,10 +297,10 @@ class Names:
     def _pointers(self, plan: ServicePlan) -> Iterator[tuple[str, str]]:
         name = self._service_name(plan)
         for address in plan.cluster_ips:
-            yield str(ip_address(address)), f"{name}."
+            yield address, f"{name}."
         if plan.kind is ServiceKind.HEADLESS:
             for member in _published(plan):
-                yield str(ip_address(member.visible_address)), f"{_member_label(member)}.{name}."
+                yield member.visible_address, f"{_member_label(member)}.{name}."
 
     def _service_name(self, plan: ServicePlan) -> str:
         return f"{plan.name}.{plan.namespace}.svc.{self.domain}"
