@@ -146,7 +146,7 @@ def test_a_revoked_node_is_out_at_once_and_everybody_is_told(tmp_path: Path) -> 
             await eventually(lambda: a.told.gone == [("b", "revoked")])
             assert await asyncio.wait_for(_ended(mine), 3.0)
             assert time.monotonic() - begin < 3.0
-            assert a.told.lists[-1]
+            assert a.told.lists[-1] and a.told.lists[-1] == b.told.lists[-1]  # it is told itself, too
             await eventually(lambda: not b.connected)
             await asyncio.sleep(0.3)  # long enough for its next attempts
             assert [row.node for row in relay.service.report().nodes] == ["a"]

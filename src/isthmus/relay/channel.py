@@ -73,7 +73,7 @@ class Channel:
             return
         self.why = code
         try:
-            self._writer.write(control.pack(control.Goodbye(code, reason)))
+            self._writer.write(self.outbox.take_answers() + control.pack(control.Goodbye(code, reason)))
         except (OSError, RuntimeError):
             pass
         self._over.set()

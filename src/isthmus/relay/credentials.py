@@ -137,8 +137,7 @@ class Credentials:
         if opened.number <= self._list_number and self._list_number:
             return False
         self._list_number = opened.number
-        if signed != self._store.revocations():
-            self._store.keep_revocations(signed)
+        self._keep(signed)
         if self.stored.serial in opened.serials and not self._refused:
             self._refused = True
             self._error = f"{self._holder} is revoked; enrol it again with a new token"
@@ -285,6 +284,14 @@ class Credentials:
                 self._revoked_list(signed)
         except IsthmusError as error:
             self._note_failure(str(error))
+
+    def _keep(self, signed: bytes) -> None:
+        """On disk for the next start; a full disk must not keep the list from being obeyed now."""
+        try:
+            if signed != self._store.revocations():
+                self._store.keep_revocations(signed)
+        except IsthmusError as error:
+            log.error("revocation list not kept", error=str(error))
 
     def _note_refusal(self, error: enrol.RefusedByIssuer) -> None:
         if self.stored is not None and error.reason_code in FINAL:

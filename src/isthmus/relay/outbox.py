@@ -49,10 +49,7 @@ class Outbox:
     def take(self, registry: Registry) -> bytes:
         """The next bytes to send, b"" when nothing waits; at most one batch of announcements at a time."""
         if self._answers:
-            data = b"".join(self._answers)
-            self._answers.clear()
-            self._answers_bytes = 0
-            return data
+            return self.take_answers()
         if self._revocations:
             self._revocations = False
             return control.pack(control.Revocations(registry.signed_revocations))
@@ -67,6 +64,13 @@ class Outbox:
             self._present.clear()
             return control.pack(control.Presence(present=here, absent=gone))
         return b""
+
+    def take_answers(self) -> bytes:
+        """All answers that wait."""
+        data = b"".join(self._answers)
+        self._answers.clear()
+        self._answers_bytes = 0
+        return data
 
     def _take_announcements(self, registry: Registry) -> bytes:
         signed: list[bytes] = []

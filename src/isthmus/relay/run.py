@@ -19,12 +19,12 @@ from isthmus.model.settings import RelaySettings
 from isthmus.relay.authority import Authority
 from isthmus.relay.channel import Channel
 from isthmus.relay.credentials import Credentials, Snapshot, State
-from isthmus.relay.door import Door
+from isthmus.relay.door import STRANGERS, Door
 from isthmus.relay.enrol import split_address
 from isthmus.relay.issuer import Issuer
 from isthmus.relay.keystore import KeyStore, Stored
 from isthmus.relay.server import Limits, Relay
-from isthmus.relay.status import SOCKET_NAME, ChannelRow, RelayReport, StatusSocket
+from isthmus.relay.status import SOCKET_NAME, ChannelRow, RelayReport, StatusSocket, open_descriptors
 from isthmus.wire import control, enrolment, identity, tls
 from isthmus.wire.identity import Holder, Role
 from isthmus.wire.keyfiles import make_private_directory
@@ -33,7 +33,7 @@ from isthmus.wire.registry import Registry
 log = structlog.get_logger(__name__)
 
 WATCH_S = 0.5
-DESCRIPTORS_KEPT = 256  # for control channels that come, files, the authority
+DESCRIPTORS_KEPT = 64  # files, the authority, status
 RETRY_OWN_S = 1.0
 
 
@@ -108,6 +108,7 @@ class Service:
             on_enrol=issuer.serve if issuer else None,
             on_ticket=self._relay.take_ticket if self._relay else None,
             counters=self.counters,
+            strangers=min(STRANGERS, _descriptor_limit() // 4),
         )
         self._door.open()
         log.info("relay listens", name=self._settings.name, listen=self._settings.listen, issuer=issuer is not None)
@@ -136,7 +137,7 @@ class Service:
             strangers=self._door.strangers if self._door else 0,
             revocation_list=relay.registry.revocations.number if relay else 0,
             revoked=len(relay.registry.revoked_serials) if relay else 0,
-            descriptors=sum(1 for _ in Path("/proc/self/fd").iterdir()),
+            descriptors=open_descriptors(),
             counters=dict(sorted(self.counters.items())),
         )
 
@@ -197,13 +198,13 @@ class Service:
         return Issuer(self._authority, life_s=self._life_s, counters=self.counters)
 
     def _limits(self) -> Limits:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = _descriptor_limit() * 3 // 4 - DESCRIPTORS_KEPT
         return Limits(
             streams_per_node=self._settings.streams_per_node,
-            pairs=max(16, (soft - DESCRIPTORS_KEPT) // 3),
+            pairs=max(16, spare // 3),
             pairing_s=self._settings.pairing_timeout_s,
             outbox_bytes=self._settings.waiting_bytes,
-            channels=max(16, (soft - DESCRIPTORS_KEPT) // 4),
+            channels=max(16, spare // 4),
         )
 
     async def _watch(self, stop: asyncio.Event) -> None:
@@ -268,6 +269,10 @@ def listen(address: str) -> socket.socket:
 def open_authority(settings: RelaySettings) -> Authority | None:
     """The authority beside this relay; None where the settings say that the issuer is elsewhere. Raises."""
     return Authority(Path(settings.ca_directory)) if settings.issuer else None
+
+
+def _descriptor_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 SOCKET_NAME = "relay.sock"
+DEADLINE_S = 5.0
 
 
 class ChannelRow(msgspec.Struct, frozen=True):
@@ -66,17 +67,27 @@ class StatusSocket:
 
     async def _answer(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(DEADLINE_S):
                 writer.write(msgspec.json.encode(self._report()) + b"\n")
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
+        writer.transport.abort()
 
 
 async def read_report(run_directory: Path) -> RelayReport:
-    """The report of a relay on this machine; raises OSError where none runs."""
-    reader, writer = await asyncio.open_unix_connection(run_directory / SOCKET_NAME)
+    """The report of a relay on this machine; raises OSError (TimeoutError) where none answers."""
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_unix_connection(run_directory / SOCKET_NAME)
+        try:
+            return msgspec.json.decode(await reader.read(), type=RelayReport)
+        finally:
+            writer.close()
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process holds; -1 when there is none left to look with."""
     try:
-        return msgspec.json.decode(await reader.read(), type=RelayReport)
-    finally:
-        writer.close()
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        return -1
