@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import LabMaker, eventually, residue
+from labkit import LabMaker, eventually, residue
 
 from isthmus.lab.cluster import Lab, LabBusy, LabExists, take_down
 from isthmus.lab.foreign import take_listing

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from conftest import LabMaker, eventually
+from labkit import LabMaker, eventually
 
 from isthmus.lab.cluster import Lab
 from isthmus.lab.labfile import NatType

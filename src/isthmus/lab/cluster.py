@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from isthmus.lab import agents, store
-from isthmus.lab.foreign import install_foreign
+from isthmus.lab.foreign import Listing, install_foreign, take_listing
 from isthmus.lab.labfile import LabFile
 from isthmus.lab.nat import nat_ruleset, nat_sysctls
 from isthmus.lab.network import build, etc_directory, run_in, write_sysctls
@@ -135,6 +135,7 @@ class Lab:
             for place in self.topology.of(Role.NODE):
                 node = next(node for node in self.file.nodes if node.name == place.label)
                 install_foreign(place, node.foreign, node.iptables)
+                self._listing_file(place.label).write_bytes(msgspec.json.encode(take_listing(place.namespace)))
             self._start_pods_and_hosts()
             progress("relays and agents")
             for relay in self.file.relays[:1]:
@@ -193,6 +194,14 @@ class Lab:
         for host in self.file.hosts:
             if host.command:
                 self.start("host", host.name, host.name, list(host.command))
+
+    def foreign_changes(self, node: str) -> str:
+        """Return a diff of a node's netfilter rules from before its agent first ran to now, ours left out."""
+        before = msgspec.json.decode(self._listing_file(node).read_bytes(), type=Listing)
+        return before.foreign().difference(take_listing(self.place(node).namespace).foreign())
+
+    def _listing_file(self, node: str) -> Path:
+        return self.node_directory(node) / "netfilter-before.json"
 
     # processes
 

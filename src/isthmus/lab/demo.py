@@ -101,9 +101,9 @@ STORY = (
         "The interception",
         "Why that worked: the kernel of the plant's node sent the connection to its agent.",
         "plant-1",
-        ("sh", "-c", "isthmus dump rules | grep -E 'MATCH|tcp service'"),
+        ("sh", "-c", "isthmus dump rules | grep -e MATCH -e tcp"),
         contains("169.254.96.16:40001"),
-        "only the service range is taken; foreign rules stand as they were",
+        "only the service range and the virtual range are taken",
     ),
     Step(
         "The kernel's record",
@@ -190,6 +190,20 @@ class Teller:
         self._console.print(f"   [green]✓[/] {escape(step.shown)}", soft_wrap=True)
         return True
 
+    def compare_foreign(self) -> bool:
+        """Hold every node's foreign netfilter rules against what they were before the agents came."""
+        self._console.print(
+            "\n[bold cyan]And the others' rules?[/]  [dim]Docker's, flannel's, kube-proxy's, libvirt's[/]"
+        )
+        for node in self._lab.agent_nodes():
+            if changes := self._lab.foreign_changes(node):
+                self._console.print(f"   [red]✗ changed on {node}:[/]\n{escape(changes)}", soft_wrap=True)
+                return False
+        self._console.print(
+            "   [green]✓[/] the same on every node, byte for byte, in listings of legacy, nft and ipset"
+        )
+        return True
+
     def _attempt(self, step: Step) -> tuple[str, str]:
         try:
             done = self._lab.run(step.place, step.command, timeout_s=_COMMAND_S)
@@ -229,4 +243,4 @@ def run_demo(lab: Lab, console: Console) -> bool:
 
 def _tell_all(teller: Teller) -> bool:
     """Tell until a step fails: what comes after it rests on it."""
-    return all(teller.tell(number, step) for number, step in enumerate(STORY, 1))
+    return all(teller.tell(number, step) for number, step in enumerate(STORY, 1)) and teller.compare_foreign()
