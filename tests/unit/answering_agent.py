@@ -29,38 +29,37 @@ NOW_S = 1_790_000_000.0
 @contextlib.contextmanager
 def answering(directory: Path, answers: Mapping[str, Any]) -> Iterator[Path]:
     """Serve ``answers`` (a value, or an error to raise) on a socket in ``directory``; yields the directory."""
-    started, loop = threading.Event(), asyncio.new_event_loop()
-    stop = asyncio.Event()
+    started = threading.Event()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def answerer(value: Any) -> Any:
         async def answer(arguments: dict[str, str]) -> Any:
             if isinstance(value, Exception):
                 raise value
-            if callable(value):
-                result = value(arguments)
-                return await result if asyncio.iscoroutine(result) else result
-            return value
+            return value(arguments) if callable(value) else value
 
         return answer
 
     api = LocalApi(directory / "agent.sock", {what: answerer(value) for what, value in answers.items()})
 
     async def serve() -> None:
+        stop = asyncio.Event()
+        running.append((asyncio.get_running_loop(), stop))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(api.run(stop), name="api")
             while not (directory / "agent.sock").exists():
                 await asyncio.sleep(0.001)
             started.set()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
         assert started.wait(6)
         yield directory
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        for loop, stop in running:
+            loop.call_soon_threadsafe(stop.set)
         thread.join(6)
-        loop.close()
 
 
 def a_status(**changes: Any) -> Status:

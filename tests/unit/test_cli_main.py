@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from answering_agent import LISTS, a_status, answering
@@ -42,6 +43,11 @@ def isthmus(capsys, tmp_path):
         ("dump pods", "'pods' is not one of 'services', 'endpoints', 'links', 'rules'"),
         ("dump links -o xml", "'xml' is not one of 'table', 'json', 'yaml'"),
         ("dump links --sort-by", "requires an argument"),
+        ("trace onlyone", "DESTINATION"),
+        ("trace host web:http", "“http” is no port"),
+        ("trace host web -p sctp", "'sctp' is not one of 'tcp', 'udp'"),
+        ("doctor -o table", "'table' is not one of 'text', 'json', 'yaml'"),
+        ("uninstall --everything", "No such option: --everything"),
     ],
 )
 def test_wrong_use_is_told_apart_by_exit_code_2_and_one_sentence(isthmus, line, says):
@@ -50,7 +56,7 @@ def test_wrong_use_is_told_apart_by_exit_code_2_and_one_sentence(isthmus, line, 
     assert says in out + err and "Value error" not in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("line", ["status", "dump links"])
+@pytest.mark.parametrize("line", ["status", "dump links", "trace host 10.96.0.1:80"])
 def test_a_missing_agent_is_a_problem_with_advice(isthmus, tmp_path, line):
     code, out, err = isthmus(*line.split(), "--run-directory", str(tmp_path))
     assert code == 1 and out == ""
@@ -176,6 +182,12 @@ def test_every_command_fits_on_its_line_of_the_help(isthmus):
         assert re.search(rf"^  {name} +{re.escape(entry.help)}$", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_a_file_and_help(isthmus, name):
+    code, out, _ = isthmus(name, "--help")
+    assert code == 0 and f"Usage: isthmus {name}" in out
+
+
 def test_help_and_status_start_at_once(tmp_path):
     """Processor time, for wall time belongs to whatever else runs on the machine; 0.25 s is what a person notices."""
     with answering(tmp_path, {"status": a_status()}):
@@ -197,3 +209,8 @@ def test_the_agents_modules_are_not_imported_for_status():
         "print(sorted(m for m in sys.modules if m.startswith(('isthmus.agent', 'isthmus.kernel', 'asyncio', 'rich.'))))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_commands_are_the_files_of_the_room():
+    files = {path.stem for path in Path(main.__file__).parent.glob("*.py")}
+    assert set(COMMANDS) <= files

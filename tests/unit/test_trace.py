@@ -2,11 +2,12 @@
 
 import json
 
+import msgspec
 import pytest
 from answering_agent import a_status, answering
 from hypothesis import given
 from hypothesis import strategies as st
-from trace_facts import PEERS, PODS, RULES, Table, answer_facts, facts
+from trace_facts import PEERS, PLANNED, PODS, RULES, Table, answer_facts, facts
 
 from isthmus.cli.main import run
 from isthmus.explain.hop import Flow, Held, Source
@@ -15,7 +16,7 @@ from isthmus.explain.source import find_source
 from isthmus.explain.trace import follow, split_destination, trace
 from isthmus.model.cluster import Pod, Protocol
 from isthmus.model.errors import UsageError
-from isthmus.wire.local import EndpointState, RuleRow
+from isthmus.wire.local import EndpointState, IdentityStatus, RuleRow
 
 
 def traced(source, destination, *, protocol=Protocol.TCP, witness=None, **changes):
@@ -127,6 +128,34 @@ def test_endpoints_that_all_rest_are_tried_anyhow():
     assert hop(result, "endpoint").rule == "all-resting" and result.arrives
 
 
+def test_without_a_valid_certificate_no_other_node_is_reached():
+    result = traced(CLIENT, "web", identity=IdentityStatus("expired", error="the issuer is away"))
+    path = hop(result, "path")
+    assert path.rule == "no-certificate" and "the issuer is away" in path.because and not result.arrives
+    assert traced(CLIENT, "local", identity=IdentityStatus("none")).arrives, "an endpoint here needs none"
+
+
+@pytest.mark.parametrize(
+    ("destination", "ends"),
+    [
+        ("local", "arrives at 172.17.0.9:8080 on edge-1, this node"),
+        (
+            "web",
+            "arrives at one of 2 endpoints by round-robin, on cloud-1 (direct to 192.0.2.11:20006) "
+            "or edge-2 (relayed by cloud at 192.0.2.10:20004)",
+        ),
+    ],
+)
+def test_the_conclusion_is_one_line(destination, ends):
+    assert traced(CLIENT, destination).conclusion.endswith(ends)
+
+
+def test_the_conclusion_claims_nothing_of_a_way_that_was_not_tried():
+    peer = msgspec.structs.replace(PEERS[2], seen=())
+    result = traced(CLIENT, "lost", peers=(peer,))
+    assert result.conclusion.endswith("direct to 203.0.113.7:20006, if that answers: it was not tried lately")
+
+
 def test_one_node_without_a_path_is_told_and_does_not_end_the_connection():
     result = traced(CLIENT, "web", peers=PEERS[1:])
     assert rules(result)[3:5] == ["path:unknown-node", "path:relayed"]
@@ -202,8 +231,6 @@ def test_without_a_plan_nothing_is_claimed():
 
 
 def test_a_virtual_address_that_is_not_intercepted_does_not_arrive():
-    import msgspec
-    from trace_facts import PLANNED
 
     off = msgspec.structs.replace(PLANNED, virtual_ranges=())
     result = traced(CLIENT, "240.96.0.7:5432", planned=off)

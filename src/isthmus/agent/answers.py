@@ -138,6 +138,7 @@ class Answers:
             rules=await self._or_none(self.rules({})),
             endpoints=None if states is None else tuple(state for state in states if state.service in names),
             links=await self._or_none(self.links({})),
+            identity=agent.identity.status(),
             places={str(thing.key): str(thing.source) for thing in (*stored, *cluster.nodes.values())},
         )
 

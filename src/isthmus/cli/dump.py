@@ -54,7 +54,7 @@ LISTINGS: dict[What, Listing] = {
             Column[ServiceRow]("READY", lambda row: f"{row.ready}/{row.endpoints}", right=True),
             Column[ServiceRow]("BALANCE", lambda row: row.balance, spare=3),
             Column[ServiceRow]("STATE", lambda row: row.state),
-            Column[ServiceRow]("FROM", lambda row: row.origin, spare=5),
+            Column[ServiceRow]("FROM", lambda row: row.origin.rpartition(" in ")[2], spare=5),
         ),
         ("namespace", "name"),
         "No services: the store holds none (`isthmus status` says what was read from where).",

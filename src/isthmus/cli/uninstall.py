@@ -28,8 +28,17 @@ app = typer.Typer(add_completion=False)
 
 STOP_S = 15.0
 POLL_S = 0.05
-# The last three are the agent's, which is not imported here: what removes it must work where it does not.
-STATE_ENTRIES = (STATE_FILE, SYSCTLS_FILE, TRIAL_FILE, PROBE_FILE, "virtual.msgpack", "store.msgpack", "identity")
+# The last four are the agent's, which is not imported here: what removes it must work where it does not.
+STATE_ENTRIES = (
+    STATE_FILE,
+    SYSCTLS_FILE,
+    TRIAL_FILE,
+    PROBE_FILE,
+    "virtual.msgpack",
+    "store.msgpack",
+    "identity",
+    "token",
+)
 
 
 class AgentRunning(IsthmusError):

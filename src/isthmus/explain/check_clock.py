@@ -6,6 +6,7 @@ from isthmus.explain.check import Check, Examined, Finding, State, not_checked, 
 from isthmus.explain.words import duration_text
 
 ADVICE = "set the clock, and let chrony or systemd-timesyncd keep it"
+SKEW = "identity.clock"  # what the issuer's answers told the agent
 TOLERATED_S = 60.0
 
 
@@ -14,6 +15,8 @@ def _run(node: Examined) -> Finding:
     if begins_s is not None and node.now_s < begins_s:
         late = duration_text(begins_s - node.now_s)
         return Finding(State.ERROR, f"this node's clock is at least {late} behind its certificate's issuer", ADVICE)
+    if node.status and (apart := next((one.text for one in node.status.troubles if one.code == SKEW), "")):
+        return Finding(State.WARNING, apart, ADVICE)
     error_s = node.clock_error_s()
     if error_s is None:
         return not_checked("the kernel does not say how right its clock is")

@@ -66,6 +66,14 @@ class Endpoint(msgspec.Struct, frozen=True):
     port: int
 
 
+class NodePath(msgspec.Struct, frozen=True):
+    """How an endpoint's node is reached, in a few words. ``proven``: it is known to work."""
+
+    node: str
+    text: str
+    proven: bool
+
+
 class Flow(msgspec.Struct, frozen=True):
     """The connection as known so far.
 
@@ -83,6 +91,7 @@ class Flow(msgspec.Struct, frozen=True):
     member: Member | None = None
     intercepted: bool = False
     endpoints: tuple[Endpoint, ...] = ()
+    paths: tuple[NodePath, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True):

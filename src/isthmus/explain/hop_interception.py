@@ -73,7 +73,7 @@ def _held(flow: Flow, facts: Facts, verdict: Verdict[Action]) -> tuple[Held, str
     rows = facts.rules
     if rows is None:
         return Held.NOT_CHECKED, "the kernel's rules could not be read"
-    missing = [row.name for row in rows if not row.present and not _is_exception(row)]
+    missing = [row.comment or row.name for row in rows if not row.present and not _is_exception(row)]
     if missing:
         return Held.DIFFERS, f"missing in the kernel: {join_text(missing)}"
     if not rows and verdict.action is not Action.LEAVE:

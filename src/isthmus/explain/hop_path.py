@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from isthmus.explain.hop import Flow, Held, Report, Step, Witness
+import msgspec
+
+from isthmus.explain.hop import Flow, Held, NodePath, Report, Step, Witness
 from isthmus.explain.words import count_text
 from isthmus.plan.paths import PathId, PathKind, Rank, Ranking, Way, rank
-from isthmus.wire.local import Facts, LinkRow, PeerFacts
+from isthmus.wire.local import Facts, IdentityStatus, LinkRow, PeerFacts
 
 HOP = "path"
 SHOWN = 4
+USABLE = ("valid",)
 WORKING = (Rank.DIRECT_WORKS, Rank.REVERSE_WORKS)
 
 
@@ -17,8 +20,10 @@ def hop(flow: Flow, facts: Facts, _witness: Witness) -> Step:
     if not flow.endpoints:
         return Step(flow)
     nodes = list(dict.fromkeys(endpoint.node for endpoint in flow.endpoints))
-    reports = [_report(node, facts) for node in nodes]
-    return Step(flow, tuple(reports[:SHOWN]), last=not any(report.passes for report in reports))
+    found = [_reach(node, facts) for node in nodes]
+    paths = tuple(path for _, path in found if path)
+    reports = tuple(report for report, _ in found)
+    return Step(msgspec.structs.replace(flow, paths=paths), reports[:SHOWN], last=not paths)
 
 
 def ranking_of(peer: PeerFacts, facts: Facts) -> Ranking:
@@ -52,18 +57,32 @@ def _is_on(link: LinkRow, way: Way) -> bool:
     return link.address == way.path.address if way.path.kind is PathKind.DIRECT else link.relay == way.path.relay
 
 
-def _report(node: str, facts: Facts) -> Report:
+def _reach(node: str, facts: Facts) -> tuple[Report, NodePath | None]:
     if node == facts.me.node:
         text = f"the endpoint is on {node}"
-        return Report(HOP, "connected on this node", "same-node", text, held=Held.OK, held_text="no path is needed")
+        report = Report(HOP, "connected on this node", "same-node", text, held=Held.OK, held_text="no path is needed")
+        return report, NodePath(node, "this node", True)
+    if facts.identity is not None and facts.identity.state not in USABLE:
+        return _without_certificate(node, facts.identity), None
     peer = next((one for one in facts.peers if one.peer.node == node), None)
     if peer is None:
         because = f"neither the store nor an announcement says how {node} is reached"
-        return Report(HOP, f"{node} cannot be reached", "unknown-node", because, object=f"Node {node}", passes=False)
+        object_ = f"Node {node}"
+        return Report(HOP, f"{node} cannot be reached", "unknown-node", because, object=object_, passes=False), None
     ranking = ranking_of(peer, facts)
     open_links = [link for link in facts.links or () if link.node == node and link.tls]
     chosen = choose(ranking.ways, open_links)
-    return _unreachable(peer, ranking, facts) if chosen is None else _reached(peer, chosen, ranking, open_links, facts)
+    if chosen is None:
+        return _unreachable(peer, ranking, facts), None
+    report = _reached(peer, chosen, ranking, open_links, facts)
+    proven = chosen.rank in WORKING or report.held is Held.OK
+    return report, NodePath(node, describe(chosen.path), proven)
+
+
+def _without_certificate(node: str, identity: IdentityStatus) -> Report:
+    error = f": {identity.error}" if identity.error else ""
+    because = f"this node's certificate is “{identity.state}”{error}, and no node talks to another without a valid one"
+    return Report(HOP, f"{node} cannot be reached", "no-certificate", because, object=f"Node {node}", passes=False)
 
 
 def _unreachable(peer: PeerFacts, ranking: Ranking, facts: Facts) -> Report:

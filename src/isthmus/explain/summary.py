@@ -56,7 +56,7 @@ def summarise(status: Status, now_s: float) -> Summary:
             _store(status.store, now_s),
             _interception(status.interception),
             _dns(status),
-            _identity(status.identity, now_s),
+            _identity(status, now_s),
             _workers(status),
             _relays(status),
             _peers(status.peers),
@@ -123,19 +123,30 @@ def _dns(status: Status) -> Subsystem:
     worker = next((worker for worker in status.workers if worker.name == "dns"), None)
     if worker is None:
         return Subsystem("dns", State.OFF, "no DNS worker")
-    detail = ", ".join(f"{name} {value}" for name, value in worker.detail.items())
+    detail = _listening(worker.detail)
     answering = worker.state == "ready"
     text = (detail or "answering") if answering else f"the worker is {worker.state}"
     return Subsystem("dns", State.OK if answering else State.BROKEN, text)
 
 
+def _listening(detail: dict[str, str]) -> str:
+    """Entries like ``udp 10.0.0.1: 53`` as one part an address; anything else as it is."""
+    names: dict[str, list[str]] = {}
+    for name, value in detail.items():
+        transport, _, address = name.partition(" ")
+        names.setdefault(f"{address} port {value}" if address else value, []).append(transport)
+    return ", ".join(f"{where} ({' and '.join(found)})" for where, found in names.items())
+
+
 _IDENTITY_STATES = {"valid": State.OK, "none": State.OFF, "enrolling": State.WARNING}
 
 
-def _identity(identity: IdentityStatus, now_s: float) -> Subsystem:
+def _identity(status: Status, now_s: float) -> Subsystem:
+    identity = status.identity
     state = _IDENTITY_STATES.get(identity.state, State.BROKEN)
     if identity.state == "none":
         text = "no certificate: this node has not enrolled, so it cannot reach other nodes"
+        state = State.WARNING if status.peers else State.OFF
     elif identity.state == "valid":
         text = f"certificate {identity.serial} of {identity.issuer or 'the issuer'}, {_validity(identity, now_s)}"
     elif identity.state == "expired":
@@ -191,7 +202,7 @@ def _peers(peers: list[PeerStatus]) -> Subsystem:
     lines = [_peer(peer) for peer in sorted(peers, key=lambda peer: (bool(peer.paths), peer.node))]
     reachable = sum(bool(peer.paths) for peer in peers)
     state = State.OK if reachable == len(peers) else State.WARNING
-    return Subsystem("peers", state, f"{reachable} of {len(peers)} reachable", tuple(lines))
+    return Subsystem("peers", state, f"{reachable} of {len(peers)} with a path", tuple(lines))
 
 
 def _peer(peer: PeerStatus) -> str:

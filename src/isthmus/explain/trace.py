@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from isthmus.explain import hop_admission, hop_dns, hop_endpoint, hop_interception, hop_path
-from isthmus.explain.hop import Flow, Held, Hop, Report, Source, Witness
+from isthmus.explain.hop import Flow, Held, Hop, NodePath, Report, Source, Witness
 from isthmus.explain.owner import with_owner
 from isthmus.explain.source import find_source
+from isthmus.explain.words import count_text
 from isthmus.model.cluster import Protocol
 from isthmus.model.errors import UsageError
 from isthmus.plan.queries import canonical
@@ -21,6 +22,8 @@ HOPS: tuple[Hop, ...] = (
     hop_path.hop,
     hop_admission.hop,
 )
+
+SHOWN = 4
 
 AskFacts = Callable[[dict[str, str]], Facts]
 
@@ -110,9 +113,17 @@ def _success(flow: Flow, reports: tuple[Report, ...]) -> str:
     way = f"{_where(flow.source, flow)} arrives"
     if not flow.intercepted:
         return f"{way} if the network routes it: Isthmus leaves it alone"
-    chosen = next(report.outcome for report in reports if report.hop == hop_endpoint.HOP)
-    paths = [report.outcome for report in reports if report.hop == hop_path.HOP and report.passes]
-    return f"{way} at {chosen}, {'; '.join(paths)}"
+    if len(flow.endpoints) == 1:
+        end, path = flow.endpoints[0], flow.paths[0]
+        return f"{way} at {end.address}:{end.port} on {path.node}, {_path(path)}"
+    rule = next(report.rule for report in reports if report.hop == hop_endpoint.HOP)
+    where = " or ".join(f"{path.node} ({_path(path)})" for path in flow.paths[:SHOWN])
+    more = f" or {count_text(len(flow.paths) - SHOWN, 'other node')}" if len(flow.paths) > SHOWN else ""
+    return f"{way} at one of {len(flow.endpoints)} endpoints by {rule}, on {where}{more}"
+
+
+def _path(path: NodePath) -> str:
+    return path.text if path.proven else f"{path.text}, if that answers: it was not tried lately"
 
 
 def _failure(flow: Flow, broken: Report) -> str:

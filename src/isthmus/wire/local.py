@@ -261,6 +261,7 @@ class Facts(msgspec.Struct, frozen=True):
     rules: tuple[RuleRow, ...] | None = None
     endpoints: tuple[EndpointState, ...] | None = None
     links: tuple[LinkRow, ...] | None = None
+    identity: IdentityStatus | None = None
     places: dict[str, str] = {}
 
 
