@@ -42,7 +42,7 @@ class RelayAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InterceptSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """Interception: what is taken, and where it is sent."""
 
-    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12", "fd00:10:96::/112")
     address_v4: str = INTERCEPT_ADDRESS_V4
     address_v6: str = INTERCEPT_ADDRESS_V6
     port: int = INTERCEPT_PORT
@@ -106,7 +106,7 @@ class RelaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     ca_directory: str = "/var/lib/isthmus-ca"
     issuer_address: str = ""
     token_file: str = ""
-    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12", "fd00:10:96::/112")
     streams_per_node: int = 1_024
     pairing_timeout_s: float = 5.0
     waiting_bytes: int = 262_144
