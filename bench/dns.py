@@ -1,25 +1,25 @@
-"""Answers a second of the DNS worker against dnsmasq: the same 10,000 names, dnsperf, 2 clients and 200.
+"""Names: answers a second of the DNS worker against dnsmasq serving the same 10,000 names, by dnsperf.
 
-Both serve in one network namespace that is made and removed here; their runs alternate, and the ratio of the medians is
-printed. dnsmasq has the names in a hosts file, a cache as large as it allows itself, and its defaults otherwise.
-``python -m bench.dns`` prints the rows; needs root, dnsmasq and dnsperf.
+Both serve in one network namespace that is made and removed here; their runs alternate. dnsperf has the first
+processor, the two servers the second. dnsmasq has the names in a hosts file, a cache of 10,000, its defaults otherwise.
+``python -m bench dns``; needs root, dnsmasq, dnsperf and dig.
 """
 
 import os
 import re
 import socket
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from bench.harness import Row, interleave, medians, show, version
 from isthmus.dns.worker import DnsConfig, command
 from isthmus.plan.serving import PortPlan, ServiceKind, ServicePlan
-from isthmus.wire import frames, worker
+from isthmus.wire import worker
 
 SERVICES = 10_000
 CLIENTS = (2, 200)
@@ -27,8 +27,10 @@ ROUNDS = 5
 RUN_S = 2
 TARGET = 1.0
 OURS, THEIRS = "127.0.0.2", "127.0.0.3"
-
-Row = tuple[str, float, str]
+CLIENT_CPU = os.environ.get("BENCH_CLIENT_CPU", "0")
+SERVER_CPU = os.environ.get("BENCH_SERVER_CPU", "1")
+ON_CLIENT_CPU = ["taskset", "-c", CLIENT_CPU]
+ON_SERVER_CPU = ["taskset", "-c", SERVER_CPU]
 
 
 def plans() -> list[ServicePlan]:
@@ -69,16 +71,18 @@ def _isthmus(inside: list[str]) -> Iterator[float]:
     config = DnsConfig(listen=(OURS,), resolv_conf="/dev/null")
     began_s = time.monotonic()
     process = subprocess.Popen(
-        [*inside, *command(theirs.fileno(), config)], pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL
+        [*inside, *ON_SERVER_CPU, *command(theirs.fileno(), config)],
+        pass_fds=[theirs.fileno()],
+        stderr=subprocess.DEVNULL,
     )
     theirs.close()
     try:
         messages: list[worker.ToWorker] = [worker.PutService(plan) for plan in plans()]
         for message in (*messages, worker.Synced(), worker.Ask(1, "services")):
-            ours.sendall(frames.encode(worker.encoder.encode(message)))
-        reader = frames.FrameReader()
+            ours.sendall(worker.pack(message))
+        reader = worker.FromWorkerReader()
         ours.settimeout(30)
-        while not any(b"Answer" in frame for frame in reader.feed(ours.recv(65_536))):
+        while not any(isinstance(message, worker.Answer) for message in reader.feed(ours.recv(65_536))):
             pass
         yield time.monotonic() - began_s
     finally:
@@ -92,7 +96,7 @@ def _dnsmasq(inside: list[str], directory: Path) -> Iterator[None]:
     hosts.write_text("".join(f"{plan.cluster_ips[0]} {_name(plan)}\n" for plan in plans()))
     words = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]
     words += ["--pid-file=", "--bind-interfaces", f"--listen-address={THEIRS}", f"--addn-hosts={hosts}"]
-    process = subprocess.Popen([*inside, *words, "--cache-size=10000"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*inside, *ON_SERVER_CPU, *words, "--cache-size=10000"], stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -103,7 +107,9 @@ def _dnsmasq(inside: list[str], directory: Path) -> Iterator[None]:
 def _answers_per_s(inside: list[str], server: str, questions: Path, clients: int, run_s: int = RUN_S) -> float:
     """One dnsperf run. Raises RuntimeError if an answer is lost or is not NOERROR: speed without answers is none."""
     words = ["dnsperf", "-s", server, "-d", str(questions), "-c", str(clients), "-l", str(run_s)]
-    out = subprocess.run([*inside, *words], check=True, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(
+        [*inside, *ON_CLIENT_CPU, *words], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
     rate = re.search(r"Queries per second:\s+([\d.]+)", out)
     lost = re.search(r"Queries lost:\s+(\d+)", out)
     codes = re.search(r"Response codes:\s+(.*)", out)
@@ -124,14 +130,10 @@ def _wait_for(inside: list[str], server: str) -> None:
     raise RuntimeError(f"{server} does not answer {_name(plan)}")
 
 
-def version() -> str:
-    """What dnsmasq calls itself."""
-    return subprocess.run(["dnsmasq", "--version"], check=True, capture_output=True, text=True).stdout.split("  ")[0]
-
-
 def rows(rounds: int = ROUNDS) -> list[Row]:
-    """One row a number of clients: title, ours divided by dnsmasq's, the figures behind it."""
+    """One row a number of clients: ours divided by dnsmasq's."""
     found: list[Row] = []
+    peer = version("dnsmasq", "--version").split("  ")[0]
     with tempfile.TemporaryDirectory() as name, _namespace() as inside:
         directory = Path(name)
         questions = directory / "questions"
@@ -141,27 +143,15 @@ def rows(rounds: int = ROUNDS) -> list[Row]:
                 _wait_for(inside, server)
                 _answers_per_s(inside, server, questions, 2, 1)  # both warm: caches filled, names touched once
             for clients in CLIENTS:
-                runs: dict[str, list[float]] = {OURS: [], THEIRS: []}
-                for _ in range(rounds):
-                    for server, rates in runs.items():
-                        rates.append(_answers_per_s(inside, server, questions, clients))
-                ours, theirs = (statistics.median(rates) for rates in runs.values())
-                detail = f"{ours:,.0f}/s against {theirs:,.0f}/s of {version()}; {SERVICES:,} names, {rounds} runs each"
-                found.append((f"DNS answers a second, {clients} clients (target {TARGET})", ours / theirs, detail))
-            found.append(
-                ("DNS cold start with 10,000 services, seconds (reported)", start_s, "process start to serving")
-            )
+                ways = {
+                    server: partial(_answers_per_s, inside, server, questions, clients) for server in (OURS, THEIRS)
+                }
+                middle = medians(interleave(ways, rounds))
+                detail = f"{middle[OURS]:,.0f}/s; {peer}: {middle[THEIRS]:,.0f}/s; {rounds} runs each"
+                found.append(Row(f"answers a second, {clients} clients", middle[OURS] / middle[THEIRS], detail, TARGET))
+            found.append(Row("cold start, seconds", start_s, f"process start until {SERVICES:,} services are served"))
     return found
 
 
-def main() -> int:
-    """Print the rows; 1 if a target was missed."""
-    missed = False
-    for title, ratio, detail in rows():
-        print(f"{ratio:6.2f}  {title}: {detail}")
-        missed |= "target" in title and ratio < TARGET
-    return int(missed)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(not show("dns", rows()))
