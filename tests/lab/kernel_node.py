@@ -228,7 +228,7 @@ def take(ready: Callable[[], None], method: Method, preserve_to: int) -> None:
     poller = select.epoll()
     for address in (defaults.address_v4, defaults.address_v6):
         listener = transparent_listener(address, defaults.port)
-        listeners[listener.fileno()] = listener, reader(method, (address, defaults.port))
+        listeners[listener.fileno()] = listener, reader(method, {(address, defaults.port)})
         intake = Intake(address, defaults.port)
         intakes[intake.fileno()] = intake
         poller.register(listener, select.EPOLLIN)
@@ -325,10 +325,14 @@ def serve_name(ready: Callable[[], None], name: str, port: int) -> None:
             if sock.type == socket.SOCK_STREAM:
                 connection, peer = sock.accept()
                 with connection, contextlib.suppress(OSError):
-                    connection.sendall(json.dumps({"name": name, "client": peer_of(peer)}).encode())
+                    connection.sendall(json.dumps({"name": name, "client": _plain(peer)}).encode())
             else:
                 _, peer = sock.recvfrom(65536)
-                sock.sendto(json.dumps({"name": name, "client": peer_of(peer)}).encode(), peer)
+                sock.sendto(json.dumps({"name": name, "client": _plain(peer)}).encode(), peer)
+
+
+def _plain(peer: tuple[Any, ...]) -> tuple[str, int]:
+    return peer[0].removeprefix("::ffff:"), peer[1]
 
 
 @contextlib.contextmanager

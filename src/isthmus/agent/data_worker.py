@@ -15,9 +15,7 @@ import msgspec
 import structlog
 
 from isthmus import logs
-from isthmus.kernel.conntrack import Conntrack
-from isthmus.kernel.original_destination import original_destination, own_name
-from isthmus.kernel.sockets import peer_of
+from isthmus.kernel.original_destination import Method, original_destination, reader
 from isthmus.link.link import Link
 from isthmus.loop.channel import Channel
 from isthmus.loop.loop import Loop
@@ -138,12 +136,10 @@ class DataWorker:
         self._channel.send(worker.Ready("data", self._listening))
 
     def _reader(self) -> ReadDestination:
-        if self._config.handover is Handover.TPROXY:
-            return own_name
-        if self._config.by_record:
-            records = Conntrack()
-            return lambda client: (
-                records.record(socket.IPPROTO_TCP, peer_of(client.getpeername()), own_name(client)).destination
+        if self._config.handover is Handover.TPROXY or self._config.by_record:
+            intercept = self._config.settings.intercept
+            return reader(
+                Method.TPROXY, {(text, intercept.port) for text in (intercept.address_v4, intercept.address_v6)}
             )
         return original_destination
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -59,8 +59,8 @@ class Method(StrEnum):
     TPROXY = "tproxy"
 
 
-def reader(method: Method, listener: Address) -> Reader:
-    """The function to call for each connection that ``listener`` (its address and port) accepts.
+def reader(method: Method, listeners: Collection[Address]) -> Reader:
+    """The function to call for each connection that one of ``listeners`` (addresses and ports) accepts.
 
     With TPROXY a connection may still have come through DNAT, from a bridge whose packets TPROXY cannot take
     (docs/interception.md): then its own name is the listener's, and conntrack's record tells.
@@ -71,7 +71,7 @@ def reader(method: Method, listener: Address) -> Reader:
 
     def name_or_record(sock: socket.socket) -> Address:
         name = own_name(sock)
-        if name != listener:
+        if name not in listeners:
             return name
         if not records:
             records.append(Conntrack())

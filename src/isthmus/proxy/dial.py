@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from isthmus.kernel.sockets import defer_port, family_of, mark_own, set_transparent
 from isthmus.loop.loop import WRITE, Loop, Timer
+from isthmus.model.marks import FROM_CLIENT, OWN
 from isthmus.model.ports import Outcome
 
 # How long to wait for a local port before asking again: TIME_WAIT ports come back after a second (tcp_tw_reuse).
@@ -88,7 +89,7 @@ class Dial:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._mark:
-                mark_own(sock)
+                mark_own(sock, FROM_CLIENT if self._client else OWN)
             if self._client:
                 set_transparent(sock)
                 defer_port(sock)
