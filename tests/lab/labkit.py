@@ -37,6 +37,7 @@ def eventually(condition: Callable[[], object], deadline_s: float = 6.0, what: s
 def residue(name: str) -> dict[str, list[str]]:
     """What exists of lab ``name`` on this machine: namespaces, mounts, files, processes."""
     from isthmus.lab.processes import processes_in
+    from isthmus.lab.removal import BASE_DIRECTORY
     from isthmus.lab.resident import NETNS_DIRECTORY
     from isthmus.lab.topology import prefix
 
@@ -44,6 +45,7 @@ def residue(name: str) -> dict[str, list[str]]:
     namespaces = [path.name for path in NETNS_DIRECTORY.glob(f"{start}*")]
     mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if start in line]
     files = [str(path) for path in Path("/etc/netns").glob(f"{start}*")]
+    files += [str(path) for path in BASE_DIRECTORY.glob(name)]
     processes = [f"{pid} in {where}" for pid, where in processes_in(namespaces).items()]
     return {"namespaces": namespaces, "mounts": mounts, "files": files, "processes": processes}
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from labkit import LabMaker, eventually, residue
 
-from isthmus.lab.cluster import Lab, LabBusy, LabExists, take_down
+from isthmus.lab.cluster import Lab
 from isthmus.lab.foreign import take_listing
 from isthmus.lab.processes import in_namespace, processes_in
+from isthmus.lab.removal import LabBusy, LabExists, take_down
 from isthmus.lab.resident import create_namespace, remove_namespace
 
 TWO_SITES = """
@@ -40,6 +41,10 @@ def write(directory: Path, text: str, name: str) -> Path:
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "isthmus", "lab", *arguments]
+
+
+def lab_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
 
 
 def unique(name: str) -> str:
@@ -174,23 +179,31 @@ def test_a_dead_process_is_reported_and_can_be_started_again(make_lab):
 
 def test_the_command_line_brings_up_runs_and_takes_down(tmp_path):
     name = unique("cli")
-    base = ["--directory", str(tmp_path / "labs")]
-    file = write(tmp_path, TWO_SITES, name)
-    up = subprocess.run(command("up", str(file), *base), capture_output=True, text=True, check=False)
+    up = lab_command("up", str(write(tmp_path, TWO_SITES, name)), "--directory", str(tmp_path / "labs"))
     assert up.returncode == 0, up.stderr
     assert f"lab {name} is up: 3 nodes, 4 pods" in up.stdout
-    inside = command("exec", *base, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
-    ran = subprocess.run(inside, capture_output=True, text=True, check=False)
+    ran = lab_command("exec", "--name", name, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
     assert (ran.returncode, "169.254.96.16" in ran.stdout) == (7, True)
-    shown = subprocess.run(command("status", *base), capture_output=True, text=True, check=False)
+    shown = lab_command("status", "--name", name)
     assert (shown.returncode, "field/client" in shown.stdout) == (0, True)
-    wrong = subprocess.run(command("exec", *base, "nobody", "--", "true"), capture_output=True, text=True, check=False)
+    rows = json.loads(lab_command("status", "--name", name, "-o", "json").stdout)
+    assert {row["name"]: list(row["processes"]) for row in rows}["default/web"] == ["pod"]
+    wrong = lab_command("exec", "--name", name, "nobody", "--", "true")
     assert (wrong.returncode, "there is no 'nobody'" in wrong.stderr) == (2, True)
     for said in (f"lab {name} is down", f"there was no lab {name}"):
-        down = subprocess.run(command("down", "--name", name, *base), capture_output=True, text=True, check=False)
+        down = lab_command("down", "--name", name)
         assert (down.returncode, down.stdout.strip()) == (0, said)
     assert not any(residue(name).values())
     assert not (tmp_path / "labs").exists()
+
+
+def test_a_name_belongs_to_one_lab_wherever_its_files_are(make_lab, tmp_path):
+    """Namespaces are named by the lab's name: a second lab of that name would take them over."""
+    first = make_lab(TWO_SITES, name="twice")
+    with pytest.raises(LabExists, match="there is a lab"):
+        Lab(first.file, tmp_path / "elsewhere").up()
+    assert first.alive("pod", "default/web")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -213,7 +226,7 @@ def test_down_removes_what_a_killed_up_left(tmp_path, made):
     process.kill()
     process.wait(10)
     assert residue(name)["namespaces"]
-    assert take_down(name, tmp_path / "labs")
+    assert take_down(name)
     eventually(lambda: not any(residue(name).values()))
 
 
@@ -227,7 +240,7 @@ def test_up_after_a_killed_up_starts_afresh(tmp_path):
         again = start_up(tmp_path, name)
         assert again.wait(30) == 0
     finally:
-        take_down(name, tmp_path / "labs")
+        take_down(name)
     assert not any(residue(name).values())
 
 
@@ -263,10 +276,10 @@ def test_a_lab_at_work_is_left_to_who_works_on_it(tmp_path):
     wait_for_namespaces(process, name, 1)
     try:
         with pytest.raises(LabBusy):
-            take_down(name, tmp_path / "labs")
+            take_down(name)
     finally:
         process.wait(30)
-        take_down(name, tmp_path / "labs")
+        take_down(name)
 
 
 def start_up(directory: Path, name: str) -> "subprocess.Popen[bytes]":

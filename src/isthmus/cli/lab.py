@@ -15,10 +15,11 @@ from rich.console import Console
 from isthmus.cli.options import Format
 from isthmus.cli.output import Column, print_rows
 from isthmus.lab.agents import wait_ready
-from isthmus.lab.cluster import BASE_DIRECTORY, Lab, ProcessState, lab_names, take_down
+from isthmus.lab.cluster import Lab, ProcessState
 from isthmus.lab.examples import DEMO
 from isthmus.lab.labfile import LabFile
 from isthmus.lab.loader import check_name, load_lab_file
+from isthmus.lab.removal import BASE_DIRECTORY, lab_names, take_down
 from isthmus.lab.topology import Role
 from isthmus.model.errors import NotPermitted, UsageError
 
@@ -26,7 +27,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 File = Annotated[Path | None, typer.Argument(help="The lab file; without one, the demo's.", metavar="[FILE]")]
 Name = Annotated[str, typer.Option("--name", help="The lab's name; by default the file's, or the only lab there is.")]
-Directory = Annotated[Path, typer.Option("--directory", help="Where labs keep their files.", metavar="DIR")]
+Directory = Annotated[Path, typer.Option("--directory", help="Where the lab keeps its files.", metavar="DIR")]
 
 
 @app.command()
@@ -47,11 +48,10 @@ def up(file: File = None, name: Name = "", directory: Directory = BASE_DIRECTORY
 @app.command()
 def status(
     name: Name = "",
-    directory: Directory = BASE_DIRECTORY,
     output: Annotated[Format, typer.Option("--output", "-o", help="The form of the answer.")] = Format.TABLE,
 ) -> None:
     """Show a lab's nodes, pods and processes. Exit code 1 if a process is dead."""
-    lab = _find(name, directory)
+    lab = _find(name)
     rows = place_rows(lab)
     print_rows(rows, COLUMNS, output, empty="The lab is empty.")
     dead = [process for process in lab.processes() if not process.pid]
@@ -100,11 +100,10 @@ def execute(
     place: Annotated[str, typer.Argument(help="A node, host, pod (NAME or NAMESPACE/NAME) or SITE.router.")],
     command: Annotated[list[str], typer.Argument(help="The command, after --.", metavar="-- COMMAND...")],
     name: Name = "",
-    directory: Directory = BASE_DIRECTORY,
 ) -> None:
     """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
     _need_root()
-    lab = _find(name, directory)
+    lab = _find(name)
     argv = lab.command(place, command[1:] if command[0] == "--" else command)
     sys.stdout.flush()
     os.execvpe(argv[0], argv, lab.environment(place))  # noqa: S606 - no shell is the point
@@ -114,10 +113,9 @@ def execute(
 def logs(
     node: Annotated[str, typer.Argument(help="A node, host, relay or pod.")],
     name: Name = "",
-    directory: Directory = BASE_DIRECTORY,
 ) -> None:
     """Print what the processes of a node, host, relay or pod have logged."""
-    lab = _find(name, directory)
+    lab = _find(name)
     found = [each for each in lab.processes() if node in (each.name, each.name.rpartition(".")[2])]
     if not found:
         raise UsageError(f"no process of lab '{lab.name}' is called '{node}'", hint="isthmus lab status")
@@ -131,13 +129,12 @@ def logs(
 def down(
     name: Name = "",
     every: Annotated[bool, typer.Option("--all", help="Every lab on this machine.")] = False,
-    directory: Directory = BASE_DIRECTORY,
 ) -> None:
     """Remove a lab: processes, namespaces, files; also what a crash left. Safe to repeat."""
     _need_root()
-    names = lab_names(directory) if every else [check_name(name) if name else _only(directory, default=DEMO_NAME)]
+    names = lab_names() if every else [check_name(name) if name else _only(default=DEMO_NAME)]
     for each in names:
-        existed = take_down(each, directory)
+        existed = take_down(each)
         typer.echo(f"lab {each} is down" if existed else f"there was no lab {each}")
 
 
@@ -160,13 +157,13 @@ def _lab_file(file: Path | None, name: str) -> LabFile:
     return msgspec.structs.replace(lab, name=check_name(name)) if name else lab
 
 
-def _find(name: str, directory: Path) -> Lab:
-    return Lab.find(check_name(name) if name else _only(directory), directory)
+def _find(name: str) -> Lab:
+    return Lab.find(check_name(name) if name else _only())
 
 
-def _only(directory: Path, default: str = "") -> str:
+def _only(default: str = "") -> str:
     """Return the name of the only lab. Raises UsageError where there are none (without ``default``) or several."""
-    names = lab_names(directory)
+    names = lab_names()
     if len(names) > 1:
         raise UsageError(f"there are several labs: {', '.join(names)}", hint="choose one with --name")
     if not names and not default:

@@ -4,15 +4,12 @@ Everything it makes is in the registry first, and lies in one directory, in name
 /etc/netns under the same names. ``down`` works from these alone: it needs no lab file and no memory of ``up``.
 """
 
-import contextlib
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,30 +21,28 @@ from isthmus.lab.foreign import Listing, install_foreign, take_listing
 from isthmus.lab.labfile import LabFile
 from isthmus.lab.nat import nat_ruleset, nat_sysctls
 from isthmus.lab.network import build, etc_directory, run_in, write_sysctls
-from isthmus.lab.processes import in_namespace, kill_all, read_pid, spawn, stop
+from isthmus.lab.processes import in_namespace, read_pid, spawn, stop
 from isthmus.lab.registry import Kind, Registry
-from isthmus.lab.resident import NETNS_DIRECTORY, create_namespace, remove_namespace
-from isthmus.lab.topology import Place, Role, plan_topology, prefix
-from isthmus.model.errors import IsthmusError, UsageError
+from isthmus.lab.removal import (
+    BASE_DIRECTORY,
+    REGISTRY,
+    LabExists,
+    claim,
+    find_directory,
+    forget,
+    locked,
+    remove,
+    take_down,
+    undisturbed,
+)
+from isthmus.lab.resident import create_namespace
+from isthmus.lab.topology import Place, Role, plan_topology
+from isthmus.model.errors import UsageError
 
-BASE_DIRECTORY = Path("/run/isthmus-lab")
-KILL_DEADLINE_S = 10.0
 RUN_DIRECTORY_VARIABLE = "ISTHMUS_RUN_DIRECTORY"  # as cli/options.py reads it
 _PARALLEL = 4
 
 Progress = Callable[[str], None]
-
-
-class LabExists(IsthmusError):
-    """A lab of that name is up already."""
-
-    code = "lab.exists"
-
-
-class LabBusy(IsthmusError):
-    """Another command is bringing the lab up or down right now."""
-
-    code = "lab.busy"
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,16 @@ class Lab:
     def __init__(self, file: LabFile, base: Path = BASE_DIRECTORY) -> None:
         self.file = file
         self.name = file.name
-        self.directory = base / file.name
+        self.directory = base.absolute() / file.name
         self.topology = plan_topology(file)
-        self._registry = Registry(self.directory / "registry.jsonl")
+        self._registry = Registry(self.directory / REGISTRY)
 
     @classmethod
-    def find(cls, name: str, base: Path = BASE_DIRECTORY) -> "Lab":
+    def find(cls, name: str) -> "Lab":
         """Return the lab that is up under ``name``. Raises UsageError."""
+        directory = find_directory(name)
         try:
-            return cls(msgspec.json.decode((base / name / "lab.json").read_bytes(), type=LabFile), base)
+            return cls(msgspec.json.decode((directory / "lab.json").read_bytes(), type=LabFile), directory.parent)
         except (FileNotFoundError, msgspec.DecodeError):
             raise UsageError(f"there is no lab '{name}'", hint=f"isthmus lab up --name {name}") from None
 
@@ -104,20 +100,20 @@ class Lab:
         What a crashed ``up`` of this name left is removed first. Raises LabExists, LabBusy, LabNetworkError,
         KernelError.
         """
-        with self._locked():
+        claim(self.directory)
+        with locked(self.directory):
             if self._registry.complete:
                 raise LabExists(f"lab '{self.name}' is up already", hint=f"isthmus lab down --name {self.name}")
-            _remove(self.name, self.directory)
+            remove(self.directory)
             try:
                 self._make(progress)
             except BaseException:
-                with _undisturbed():
-                    _remove(self.name, self.directory)
-                    _forget(self.directory)
+                with undisturbed():
+                    remove(self.directory)
+                    forget(self.directory)
                 raise
 
     def _make(self, progress: Progress) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "lab.json").write_bytes(msgspec.json.encode(self.file))
         progress("namespaces")
         for place in self.topology.places:
@@ -284,86 +280,4 @@ class Lab:
 
     def down(self) -> None:
         """Remove all of the lab: processes, namespaces, files. Safe to repeat. Raises LabBusy, ProcessesRemain."""
-        take_down(self.name, self.directory.parent)
-
-    def _locked(self) -> "contextlib.AbstractContextManager[None]":
-        return _locked(self.directory)
-
-
-def take_down(name: str, base: Path = BASE_DIRECTORY) -> bool:
-    """Remove lab ``name`` by its registry and its prefix; return whether there was anything. Raises LabBusy."""
-    directory = base / name
-    existed = directory.exists() or bool(_namespaces(name, Registry(directory / "registry.jsonl")))
-    with _locked(directory), _undisturbed():
-        _remove(name, directory)
-        _forget(directory)
-    return existed
-
-
-def lab_names(base: Path = BASE_DIRECTORY) -> list[str]:
-    """Return the names of labs that are up, or that a crash left."""
-    return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
-
-
-def _namespaces(name: str, registry: Registry) -> list[str]:
-    noted = {entry.name for entry in registry.entries() if entry.kind in (Kind.NAMESPACE, Kind.ETC)}
-    for directory in (NETNS_DIRECTORY, etc_directory("")):
-        if directory.is_dir():
-            noted |= {path.name for path in directory.iterdir()}
-    # The registry may be damaged; the prefix is ours alone.
-    return sorted(each for each in noted if each.startswith(prefix(name)))
-
-
-def _remove(name: str, directory: Path) -> None:
-    namespaces = _namespaces(name, Registry(directory / "registry.jsonl"))
-    kill_all(namespaces, KILL_DEADLINE_S)
-    for namespace in namespaces:
-        remove_namespace(namespace)
-        shutil.rmtree(etc_directory(namespace), ignore_errors=True)
-    with contextlib.suppress(OSError):
-        etc_directory("").rmdir()
-    for path in directory.iterdir() if directory.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _forget(directory: Path) -> None:
-    shutil.rmtree(directory)
-    with contextlib.suppress(OSError):
-        directory.parent.rmdir()  # the last lab takes the directory of labs with it
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lab's directory, which is made for it. Raises LabBusy."""
-    while True:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = directory.exists() and directory.stat().st_ino == os.fstat(descriptor).st_ino
-            if same:
-                yield
-                return
-        except BlockingIOError:
-            raise LabBusy(
-                f"another command is working on lab '{directory.name}'", hint="wait for it, or end it"
-            ) from None
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C while cleaning up: half a removal is what it is there to prevent."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread: signals do not come here
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        take_down(self.name)
