@@ -14,7 +14,7 @@ from isthmus.explain.check import Check, Descriptors, Hooked, State, ok
 from isthmus.explain.doctor import CHECKS, diagnose
 from isthmus.explain.foreign import from_iptables, from_nft
 from isthmus.model.errors import IsthmusError
-from isthmus.wire.local import IdentityStatus, PeerStatus, RelayStatus, RuleRow, WorkerStatus
+from isthmus.wire.local import IdentityStatus, PeerStatus, RelayStatus, RuleRow, TroubleRow, WorkerStatus
 
 ADDRESSES = frozenset({"169.254.96.16", "fd00:a9fe:6010::16", "192.168.1.5"})
 UPSTREAMS = ("192.0.2.53", "192.0.2.54")
@@ -158,6 +158,18 @@ def test_a_healthy_node_has_nothing_wrong_and_every_check_made():
         ("upstreams", {"facts": facts(settings=settings(()))}, State.NOT_CHECKED, "resolv.conf"),
         ("upstreams", {"ask_upstream": {"192.0.2.53": "refused"}}, State.WARNING, "silent: 192.0.2.53"),
         ("upstreams", {"ask_upstream": "no answer"}, State.ERROR, "no upstream answers"),
+        (
+            "upstreams",
+            {"status": status(troubles=[TroubleRow("dns.no-upstreams", "warning", "no upstreams")])},
+            State.WARNING,
+            "no upstreams",
+        ),
+        (
+            "clock",
+            {"status": status(troubles=[TroubleRow("identity.clock", "warning", "+90 s apart")])},
+            State.WARNING,
+            "+90 s apart",
+        ),
         ("clock", {"certificate_from_s": NOW_S + 7200}, State.ERROR, "at least 2 h behind"),
         ("clock", {"clock_error_s": 90.0}, State.WARNING, "off by 1 min 30 s"),
         ("clock", {"clock_error_s": float("inf")}, State.NOT_CHECKED, "nothing on this node keeps"),

@@ -3,13 +3,20 @@
 from isthmus.explain.check import Check, Examined, Finding, State, not_checked, ok
 from isthmus.explain.words import join_text
 
+# What the DNS worker, which asks them all the time, has found itself.
+TROUBLES = ("dns.no-upstreams", "dns.upstream-loop", "dns.upstreams-dead")
+
 
 def _run(node: Examined) -> Finding:
     if node.facts is None:
         return not_checked("the agent's settings are not known")
+    if known := [one.text for one in node.status.troubles if one.code in TROUBLES] if node.status else []:
+        return Finding(State.WARNING, "; ".join(known), "correct dns.upstreams, or the way to them")
     upstreams = node.facts.settings.dns.upstreams
     if not upstreams:
-        return not_checked("dns.upstreams is empty: the servers of /etc/resolv.conf are used")
+        return not_checked(
+            "dns.upstreams is empty: the servers of /etc/resolv.conf are used, and the agent has no complaint"
+        )
     why = {server: error for server in upstreams if (error := node.ask_upstream(server))}
     details = tuple(f"{server}: {error}" for server, error in why.items())
     if len(why) == len(upstreams):

@@ -23,6 +23,7 @@ from isthmus.relay.keystore import KeyStore
 from isthmus.wire.local import Facts, RuleRow, Status
 
 UPSTREAM_TIMEOUT_S = 2.0
+LEGACY = {"/proc/net/ip_tables_names": "iptables-legacy-save", "/proc/net/ip6_tables_names": "ip6tables-legacy-save"}
 STA_UNSYNC = 0x40  # include/uapi/linux/timex.h
 MICROSECONDS = 1_000_000
 
@@ -109,16 +110,8 @@ class ThisNode:
 
     def hooked(self) -> tuple[Hooked, ...] | None:
         try:
-            return from_nft(run(["nft", "-j", "-t", "list", "ruleset"]))
-        except NotSupported:
-            return self._hooked_by_iptables()
+            return (*_by_nft(), *_by_legacy_iptables())
         except (KernelError, ValueError):
-            return None
-
-    def _hooked_by_iptables(self) -> tuple[Hooked, ...] | None:
-        try:
-            return from_iptables(run(["iptables-save"]))
-        except KernelError:
             return None
 
     def clock_error_s(self) -> float | None:
@@ -132,3 +125,24 @@ class ThisNode:
             return None
         stored = KeyStore(Path(self.facts.settings.state_directory) / "identity").current()
         return stored.certificate.not_valid_before_utc.timestamp() if stored else None
+
+
+def _by_nft() -> tuple[Hooked, ...]:
+    """All that nftables holds, which is what today's iptables makes as well; nothing where the kernel has none."""
+    try:
+        return from_nft(run(["nft", "-j", "-t", "list", "ruleset"]))
+    except NotSupported:
+        return ()
+
+
+def _by_legacy_iptables() -> tuple[Hooked, ...]:
+    """What stands in the older tables. They are listed only if there are any, for listing would load them."""
+    found: list[Hooked] = []
+    for names, command in LEGACY.items():
+        try:
+            loaded = Path(names).read_text().split()
+        except OSError:
+            continue
+        if loaded:
+            found += from_iptables(run([command]))
+    return tuple(found)

@@ -148,7 +148,7 @@ def _identity(status: Status, now_s: float) -> Subsystem:
         text = "no certificate: this node has not enrolled, so it cannot reach other nodes"
         state = State.WARNING if status.peers else State.OFF
     elif identity.state == "valid":
-        text = f"certificate {identity.serial} of {identity.issuer or 'the issuer'}, {_validity(identity, now_s)}"
+        text = f"certificate of {identity.issuer or 'the issuer'}, {_validity(identity, now_s)}"
     elif identity.state == "expired":
         text = f"the certificate expired {duration_text(now_s - identity.expires_at)} ago"
     else:

@@ -388,5 +388,5 @@ def _rule(
     if plan.affinity_s is not None:
         text = f"sessionAffinity is ClientIP for {plan.affinity_s} s; a new client is placed by {plan.balance.value}"
         return "affinity", Because(text, plan.full_name, "spec.sessionAffinity")
-    text = f"{len(everyone)} endpoints in {len(tiers)} tiers by distance; balance is {plan.balance.value}"
+    text = f"endpoints: {len(everyone)}, tiers by distance: {len(tiers)}; balance is {plan.balance.value}"
     return plan.balance.value, Because(text, plan.full_name, "isthmus.dev/balance")
