@@ -105,9 +105,9 @@ class Namespace:
 class Control:
     """The agent's side of a worker."""
 
-    def __init__(self, space: Namespace, config: DnsConfig) -> None:
+    def __init__(self, space: Namespace, config: DnsConfig, *prefix: str) -> None:
         self._end, theirs = socket.socketpair()
-        self.process = space.start(*command(theirs.fileno(), config), pass_fds=[theirs.fileno()])
+        self.process = space.start(*prefix, *command(theirs.fileno(), config), pass_fds=[theirs.fileno()])
         theirs.close()
         self._reader = frames.FrameReader()
         self._asked = 0
@@ -182,10 +182,10 @@ def namespace() -> Iterator[Namespace]:
 
 @contextmanager
 def serving(space: Namespace, *plans: ServicePlan, **settings: Any) -> Iterator[Control]:
-    """A worker that serves ``plans``; ``settings`` are those of DnsSettings, and ``resolv_conf``."""
-    resolv_conf = settings.pop("resolv_conf", "/nonexistent")
+    """A worker that serves ``plans``; ``settings``: those of DnsSettings, ``resolv_conf``, a command's ``prefix``."""
+    resolv_conf, prefix = settings.pop("resolv_conf", "/nonexistent"), settings.pop("prefix", ())
     config = DnsConfig(dns=DnsSettings(**settings), local_networks=("10.96.0.0/12",), resolv_conf=resolv_conf)
-    control = Control(space, config)
+    control = Control(space, config, *prefix)
     try:
         control.put(*plans)
         control.send(worker.Synced())

@@ -145,7 +145,7 @@ def test_clients_that_connect_and_say_nothing_never_keep_others_out(space: Names
 
 
 def test_garbage_on_both_protocols_leaves_the_worker_answering(space: Namespace) -> None:
-    with serving(space, WEB), space.socket() as datagrams:
+    with serving(space, WEB) as control, space.socket() as datagrams:
         for seed in range(300):
             datagrams.sendto(bytes((seed * 7 + at * 13) % 256 for at in range(seed * 5)), (SERVER, 53))
         datagrams.sendto(b"\1\2\1\0\0\1" + b"\0" * 4000, (SERVER, 53))
@@ -153,6 +153,21 @@ def test_garbage_on_both_protocols_leaves_the_worker_answering(space: Namespace)
             stream.connect((SERVER, 53))
             stream.sendall(b"\xff\xff" + os.urandom(3000))
         assert space.ask(NAME).answer
+        assert "crashed" not in control.tell("counters")
+
+
+def test_out_of_descriptors_udp_goes_on_tcp_is_refused_and_both_recover(space: Namespace) -> None:
+    prefix = ("prlimit", "--nofile=40:40")
+    with serving(space, WEB, prefix=prefix, upstreams=("127.0.0.9",)) as control:
+        clients = [space.socket(socket.SOCK_STREAM) for _ in range(60)]
+        for client in clients:
+            client.connect((SERVER, 53))
+        until(lambda: control.tell("counters").get("tcp_exhausted"))
+        assert space.ask(NAME).answer
+        assert space.ask("www.example.com").rcode() == dns.rcode.SERVFAIL
+        for client in clients:
+            client.close()
+        assert space.ask_tcp(NAME).answer
 
 
 def test_an_answer_goes_to_each_of_many_clients_under_its_own_id(space: Namespace) -> None:

@@ -83,8 +83,13 @@ class Forwarder:
         if kept is not None and kept.fresh:
             self._counters["cache_hits"] += 1
             self._give(waiter, kept.reply, kept.age_s)
-        else:
-            self._join(key, waiter)
+            return
+        servers = self._upstreams.in_order()
+        if kept is not None and servers and all(one.resting for one in servers):
+            self._counters["stale"] += 1  # they are probed: once one answers, this name is asked anew
+            self._give(waiter, kept.reply, 0, stale=True)
+            return
+        self._join(key, waiter, servers)
 
     def close(self) -> None:
         """Give up every question; the clients retry elsewhere."""
@@ -93,10 +98,9 @@ class Forwarder:
                 attempt.close()
         self._questions.clear()
 
-    def _join(self, key: Key, waiter: _Waiter) -> None:
+    def _join(self, key: Key, waiter: _Waiter, servers: list[Upstream]) -> None:
         question = self._questions.get(key)
         full = self._waiting >= MAX_WAITERS or (question is None and len(self._questions) >= MAX_QUESTIONS)
-        servers = self._upstreams.in_order()
         if full or not servers:
             self._counters["overload" if full else "no_upstreams"] += 1
             self._give_last_resort(key, [waiter], None)
