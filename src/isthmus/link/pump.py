@@ -73,20 +73,27 @@ class Pump:
         loop = self._station.loop
         loop.add(self._plain_fd, READ, self._on_plain)
         loop.set_handler(self._tls.fd, self._on_tls)
-        self._guard(self._take, rest)
+        self._guard(lambda: self._take(rest))
 
     # Events.
 
     def _on_plain(self, events: int) -> None:
-        self._guard(self._plain_ready, events)
+        if events == READ and self._plain_events == READ:
+            self._guard(self._outward)
+        else:
+            self._guard(lambda: self._plain_ready(events))
 
     def _on_tls(self, events: int) -> None:
-        self._guard(self._tls_ready, events)
+        if events == READ and self._tls_events == READ:
+            self._guard(self._inward)
+        else:
+            self._guard(lambda: self._tls_ready(events))
 
-    def _guard(self, step: Callable[..., None], argument: object) -> None:
-        """Run one step, then watch for what is needed next, on the right station, or end."""
+    def _guard(self, step: Callable[[], bool]) -> None:
+        """Run one step; unless it was steady, watch for what is needed next, on the right station, or end."""
         try:
-            step(argument)
+            if step() and self._window_bytes < WINDOW_BYTES and not self._station.bulk:
+                return
             if self._shut and self._sent_end and self._tls.unsent is None:
                 self._finish(INTACT, "")
                 return
@@ -100,7 +107,7 @@ class Pump:
         except OSError as error:
             self._finish(LOST, f"endpoint: {error.strerror}")
 
-    def _plain_ready(self, events: int) -> None:
+    def _plain_ready(self, events: int) -> bool:
         if events & ERROR:
             code = self._plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -111,36 +118,45 @@ class Pump:
             self._outward()
         elif events & GONE:
             self._park()
+        return False
 
-    def _outward(self) -> None:
-        """From the plain socket into the link, one chunk at most."""
+    def _outward(self) -> bool:
+        """From the plain socket into the link, one chunk at most. True where nothing but bytes has changed."""
         station = self._station
         try:
             count = self._plain.recv_into(station.out_body)
         except BlockingIOError:
-            return
-        if count:
-            data_header_into(station.out, count)
-            self._tls.write(station.out[: HEADER_BYTES + count])
-            self.bytes_to_link += count
-            self._window_bytes += count
-        else:
+            return True
+        if not count:
             self._sent_end = True
             self._tls.write(self._connection.machine.end())
+            return False
+        data_header_into(station.out, count)
+        self._tls.write(station.out[: HEADER_BYTES + count])
+        self.bytes_to_link += count
+        self._window_bytes += count
+        return self._tls.unsent is None
 
-    def _tls_ready(self, events: int) -> None:
+    def _inward(self) -> bool:
+        """From the link into the plain socket, one chunk at most. True where nothing but bytes has changed."""
+        count = self._tls.read(self._station)
+        if not count:
+            return True
+        self._window_bytes += count
+        self._take(self._connection.machine.receive(self._station.plain[:count]))
+        return self._to_plain is None and not self._received_end
+
+    def _tls_ready(self, events: int) -> bool:
         tls = self._tls
         if events & WRITE:
             tls.flush()
         if self._tls_events & READ or (events & GONE and self._to_plain is None):
-            count = tls.read(self._station)
-            if count:
-                self._window_bytes += count
-                self._take(self._connection.machine.receive(self._station.plain[:count]))
+            self._inward()
         elif events & GONE:
             raise LinkLost("reset")
+        return False
 
-    def _take(self, events: list[Event]) -> None:
+    def _take(self, events: list[Event]) -> bool:
         for event in events:
             if type(event) is memoryview:
                 self._deliver(event)
@@ -151,6 +167,7 @@ class Pump:
                 self.next_open = event
             else:
                 raise StreamError(f"{type(event).__name__} came amid a stream")
+        return False
 
     def _deliver(self, data: memoryview) -> None:
         """Into the plain socket; what it does not take is copied aside, for the buffer is shared."""

@@ -2,8 +2,8 @@
 
 Everything of a connection happens on one station at a time, so nothing needs a lock. The main station is the worker's
 own loop: idle and light connections live there and cost no thread and no hand-over. A stream that turns out to be bulk
-moves to a crew station with both its sockets, and comes back when it is quiet. Crew threads run at a lower priority
-(Linux nice values are per thread), so that a request on the main loop does not wait behind bulk for the processor.
+moves to a crew station with both its sockets, and comes back when it is quiet. The main loop's thread runs at a higher
+priority (Linux nice values are per thread), so that a request on it does not wait behind bulk for the processor.
 Handshakes, a millisecond of arithmetic each, run on the crew too; OpenSSL works without the interpreter's lock.
 """
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 BULK_CHUNK_BYTES = 256 * 1024
 LIGHT_CHUNK_BYTES = 64 * 1024
 RECORD_BYTES = 16 * 1024 + 512
-CREW_NICE = 5
+MAIN_NICE, CREW_NICE = -5, 0
 
 
 class Station:
@@ -47,6 +47,8 @@ class Crew:
         self._next = 0
 
     def start(self) -> None:
+        """From the main loop's thread, whose priority is raised."""
+        set_nice(MAIN_NICE)
         for number, station in enumerate(self.stations):
             thread = threading.Thread(target=self._run, args=(station,), name=f"link-crew-{number}", daemon=True)
             thread.start()
@@ -66,8 +68,13 @@ class Crew:
 
     @staticmethod
     def _run(station: Station) -> None:
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CREW_NICE)
-        except OSError as error:
-            log.warning("bulk threads run at normal priority", reason=str(error))
+        set_nice(CREW_NICE)
         station.loop.run()
+
+
+def set_nice(value: int) -> None:
+    """Of the calling thread; without the privilege it stays as it is."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), value)
+    except OSError as error:
+        log.info("thread priority unchanged", wanted=value, reason=str(error))

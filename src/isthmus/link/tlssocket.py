@@ -27,7 +27,19 @@ def tune(sock: socket.socket) -> None:
 class TlsSocket:
     """The encrypted side of a connection. ``unsent`` is ciphertext the kernel did not take yet, or None."""
 
-    __slots__ = ("_decrypt", "_encrypt", "_incoming", "_outgoing", "_pending", "fd", "sock", "ssl", "unsent")
+    __slots__ = (
+        "_decrypt",
+        "_encrypt",
+        "_incoming",
+        "_outgoing",
+        "_pending",
+        "_recv_into",
+        "_sock_send",
+        "fd",
+        "sock",
+        "ssl",
+        "unsent",
+    )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
         self.sock = sock
@@ -38,6 +50,8 @@ class TlsSocket:
         self._decrypt = self.ssl.read
         self._encrypt = self.ssl.write
         self._pending = self.ssl.pending
+        self._recv_into = sock.recv_into
+        self._sock_send = sock.send
         self.unsent: memoryview | None = None
 
     def handshake(self, station: Station) -> bool:
@@ -66,7 +80,7 @@ class TlsSocket:
         """Receive once and decrypt all of it into ``station.plain``; return how many bytes. Raises LinkLost."""
         incoming = self._incoming
         try:
-            count = self.sock.recv_into(station.cipher)
+            count = self._recv_into(station.cipher)
         except BlockingIOError:
             return self._decrypted(station) if incoming.pending or self._pending() else 0
         except OSError as error:
@@ -137,14 +151,14 @@ class TlsSocket:
         if self.unsent is not None:
             self.unsent = memoryview(bytes(self.unsent) + data)
         else:
-            self._send(memoryview(data))
+            self._send(data)
 
-    def _send(self, data: memoryview) -> None:
+    def _send(self, data: "bytes | memoryview") -> None:
         try:
-            sent = self.sock.send(data)
+            sent = self._sock_send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise LinkLost(error.strerror or "lost") from error
         if sent < len(data):
-            self.unsent = data[sent:]
+            self.unsent = memoryview(data)[sent:]
