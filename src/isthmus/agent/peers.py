@@ -10,7 +10,7 @@ from isthmus.link.control_channel import RelayState
 from isthmus.model.settings import AgentSettings
 from isthmus.plan import paths
 from isthmus.plan.nodes import Me, NodeFacts
-from isthmus.plan.paths import PathId, PathKind, Ranking, Seen
+from isthmus.plan.paths import PathId, PathKind, Rank, Ranking, Seen
 from isthmus.wire.announcement import Announcement
 from isthmus.wire.local import PeerFacts, PeerStatus
 from isthmus.wire.worker import DropPeer, PathReport, PathSpec, PutPeer
@@ -129,7 +129,7 @@ class Peers:
                 node,
                 peer.facts.site if peer.facts else "",
                 f"gone: {peer.gone}" if peer.gone else peer.source,
-                [str(way.path) for way in peer.ranking.ways],
+                [str(way.path) for way in peer.ranking.ways if way.rank is not Rank.DIRECT_FAILED],
             )
             for node, peer in sorted(self._peers.items())
         ]

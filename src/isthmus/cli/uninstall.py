@@ -83,7 +83,11 @@ def uninstall(
     if run_directory is not None:
         settings = msgspec.structs.replace(settings, run_directory=str(run_directory))
     outcome = Outcome(dry_run)
+    before = [] if dry_run else _present(settings)
     stop_agent(Path(settings.run_directory) / SOCKET_NAME, outcome, force)
+    if outcome.removed and not dry_run:
+        left = _present(settings)
+        outcome.removed += [f"{what}, by the agent as it stopped" for what in before if what not in left]
     _remove_interception(settings, outcome)
     remove_files(settings, outcome, purge)
     _print(outcome, output)
@@ -155,16 +159,28 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
+def _interception(settings: AgentSettings) -> Interception:
+    boot_id = Path(settings.boot_id_file).read_text().strip()
+    return Interception(settings.intercept, Path(settings.state_directory), boot_id)
+
+
 def _remove_interception(settings: AgentSettings, outcome: Outcome) -> None:
     try:
-        boot_id = Path(settings.boot_id_file).read_text().strip()
-        interception = Interception(settings.intercept, Path(settings.state_directory), boot_id)
+        interception = _interception(settings)
         if outcome.dry_run:
             outcome.removed += present(interception.read(), settings.intercept.device)
         else:
             outcome.removed += interception.remove().changed
     except (KernelError, OSError) as error:
         outcome.failed.append(str(error))
+
+
+def _present(settings: AgentSettings) -> list[str]:
+    """What is in the kernel now; what cannot be read is told when it cannot be removed."""
+    try:
+        return present(_interception(settings).read(), settings.intercept.device)
+    except (KernelError, OSError):
+        return []
 
 
 def present(reading: Reading, device: str) -> list[str]:

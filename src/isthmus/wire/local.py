@@ -110,7 +110,7 @@ class RelayStatus(msgspec.Struct, frozen=True):
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """Another node: where what is known of it came from, and the ways to it, best first."""
+    """Another node: where what is known of it came from, and the ways to it that did not fail lately, best first."""
 
     node: str
     site: str
