@@ -64,6 +64,14 @@ def udp(lab: Lab, label: str, port: int, timeout_s: float = 3.0) -> socket.socke
     return opened
 
 
+def tcp(lab: Lab, label: str, port: int) -> socket.socket:
+    opened = open_socket(lab.place(label).namespace, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.bind(("", port))
+    opened.settimeout(3.0)
+    return opened
+
+
 def silent(receiver: socket.socket) -> bool:
     receiver.settimeout(0.3)
     try:
@@ -104,6 +112,19 @@ def test_uninvited_input_does_not_change_the_mapping_that_follows(lab, kind):
         two.sendto(b"uninvited", first)
         client.sendto(b"again", (lab.place("out-1").addresses[0], port))
         assert one.recvfrom(64)[1] == first
+
+
+@pytest.mark.parametrize("kind", CONES)
+def test_an_uninvited_syn_does_not_take_the_tuple_that_a_connection_needs(lab, kind):
+    port, router, far = 4150, lab.place(f"{kind}.router").addresses[0], lab.place("out-1").addresses[0]
+    with tcp(lab, "out-1", port) as stranger:
+        stranger.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # dropped without an answer; a RST would tell that somebody is there
+            stranger.connect((router, port))
+    with tcp(lab, "out-1", port) as server, tcp(lab, f"{kind}-1", port) as client:
+        server.listen()
+        client.connect((far, port))
+        assert server.accept()[1] == (router, port)
 
 
 @pytest.mark.parametrize("kind", [NatType.FULL_CONE, NatType.PORT_RESTRICTED_CONE])

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from isthmus.cli.options import RUN_DIRECTORY_VARIABLE
 from isthmus.lab import cluster
+from isthmus.lab.demo import STORY, answered_by, contains, line_with
+from isthmus.lab.examples import DEMO
 from isthmus.lab.foreign import Listing, foreign_rules
 from isthmus.lab.labfile import ForeignSet
+from isthmus.lab.loader import load_lab_file
 from isthmus.lab.natprobe import Behaviour, Observation
 from isthmus.lab.processes import read_pid, start_time, wait_until
 from isthmus.lab.registry import Entry, Kind, Registry
@@ -198,3 +201,38 @@ def test_waiting_ends_at_its_deadline():
     started = time.monotonic()
     assert not wait_until(lambda: False, 0.05)
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("check", "output", "told"),
+    [
+        (contains("a", "b"), "b and a", True),
+        (contains("a", "b"), "a", False),
+        (line_with("plant-1", "relayed"), "shop direct\nplant-1 relayed", True),
+        (line_with("plant-1", "relayed"), "plant-1 direct\nshop relayed", False),
+        (answered_by("ns/p"), '{"pod": "ns/p"}', True),
+        (answered_by("ns/p"), '{"pod": "ns/q"}', False),
+        (answered_by("ns/p"), "curl: (28) timed out", False),
+    ],
+)
+def test_a_step_of_the_demo_holds_what_it_must(check, output, told):
+    assert (check(output) == "") is told
+
+
+def test_every_step_of_the_demo_is_in_a_place_of_its_lab():
+    lab = cluster.Lab(load_lab_file(DEMO))
+    assert all(lab.place(step.place) for step in STORY)
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "isthmus", "lab", *arguments], capture_output=True, text=True)
+
+
+def test_an_option_after_the_place_is_wrong_use_and_says_where_it_goes():
+    done = run("exec", "machine", "--name", "x", "--", "true")
+    assert (done.returncode, "options go before the node or pod" in done.stderr) == (2, True)
+
+
+def test_a_lab_that_is_not_there_is_wrong_use():
+    done = run("status", "--name", "nosuchlab")
+    assert (done.returncode, "there is no lab 'nosuchlab'" in done.stderr) == (2, True)

@@ -103,8 +103,11 @@ def execute(
 ) -> None:
     """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
     _need_root()
+    separated = command[0] == "--"
+    if not separated and command[0].startswith("-"):
+        raise UsageError(f"{command[0]} stands where the command begins", hint="options go before the node or pod")
     lab = _find(name)
-    argv = lab.command(place, command[1:] if command[0] == "--" else command)
+    argv = lab.command(place, command[separated:])
     sys.stdout.flush()
     os.execvpe(argv[0], argv, lab.environment(place))  # noqa: S606 - no shell is the point
 
@@ -113,12 +116,20 @@ def execute(
 def logs(
     node: Annotated[str, typer.Argument(help="A node, host, relay or pod.")],
     name: Name = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more is logged.")] = False,
 ) -> None:
     """Print what the processes of a node, host, relay or pod have logged."""
     lab = _find(name)
-    found = [each for each in lab.processes() if node in (each.name, each.name.rpartition(".")[2])]
+    names = (
+        {node, lab.place(node).label} if any(node in _names(place.label) for place in lab.topology.places) else {node}
+    )
+    found = [each for each in lab.processes() if {each.name, _place_of(each, lab)} & names]
     if not found:
         raise UsageError(f"no process of lab '{lab.name}' is called '{node}'", hint="isthmus lab status")
+    files = [str(process.log) for process in found]
+    if follow:
+        sys.stdout.flush()
+        os.execvp("tail", ["tail", "-n", "+1", "-f", *files])  # noqa: S606 - no shell is the point
     for process in found:
         if len(found) > 1:
             typer.echo(f"==> {process.kind} {process.name}")
@@ -175,6 +186,11 @@ def _place_of(process: ProcessState, lab: Lab) -> str:
     if process.kind == "relay":
         return next((relay.at for relay in lab.file.relays if relay.name == process.name), "")
     return process.name.replace(".", "/", 1) if process.kind == "pod" else process.name
+
+
+def _names(label: str) -> tuple[str, str]:
+    """What a place may be called by: its label, and a pod's name without its namespace."""
+    return label, label.rpartition("/")[2]
 
 
 def _need_root() -> None:
