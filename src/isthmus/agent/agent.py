@@ -30,9 +30,11 @@ from isthmus.agent.workers import WorkerProcess
 from isthmus.dns.worker import DnsConfig
 from isthmus.kernel.addresses import local_addresses, reachable_addresses
 from isthmus.link.control import ControlClient
+from isthmus.model.cluster import Key
 from isthmus.model.errors import IsthmusError
 from isthmus.model.settings import AgentSettings
 from isthmus.plan.nodes import NodeFacts
+from isthmus.plan.serving import ServiceKind
 from isthmus.plan.virtual import VirtualRecord
 from isthmus.store.change import Change
 from isthmus.store.directory import DirectoryStore
@@ -72,6 +74,7 @@ class Agent:
         self.troubles = Troubles()
         self.change = Change()
         self.changed_at = 0.0
+        self._excepted: set[Key] = set()
         self.queue: WorkQueue[str] = WorkQueue(time.monotonic)
         make_private_directory(self.state)
         self.serving = Serving(settings, self._publish, time.time, self._virtual_records())
@@ -146,8 +149,13 @@ class Agent:
     def _publish(self, message: worker.PutService | worker.DropService) -> None:
         for process in self.workers:
             process.send(message)
-        self.queue.add(Work.INTERCEPTION)
-        self.queue.add(Work.VIRTUAL)
+        if self.serving.exceptional.keys() != self._excepted or (
+            isinstance(message, worker.PutService) and (message.plan.ignored or message.plan.preserve_client_address)
+        ):
+            self._excepted = set(self.serving.exceptional)
+            self.queue.add(Work.INTERCEPTION)
+        if isinstance(message, worker.DropService) or message.plan.kind is ServiceKind.HEADLESS:
+            self.queue.add(Work.VIRTUAL)
 
     def _virtual_records(self) -> tuple[VirtualRecord, ...]:
         """Allocations of an earlier run; without them pods would meet other endpoints behind the same address."""
@@ -301,7 +309,7 @@ class Agent:
                 self.peers.rank(key.removeprefix(Work.PEER), self.serving.me)
 
     async def _intercept(self) -> None:
-        await self.interceptor.apply(tuple(self.serving.plans.values()), await asyncio.to_thread(local_addresses))
+        await self.interceptor.apply(tuple(self.serving.exceptional.values()), await asyncio.to_thread(local_addresses))
 
     def _save_virtual(self, records: tuple[VirtualRecord, ...]) -> None:
         data = msgspec.msgpack.encode(records)

@@ -4,7 +4,7 @@ Level, not edge: a change names the services that it touches, each is planned ag
 the one sent last is sent. Nothing here decides: plan/ does.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from isthmus.model.cluster import Key, Node, Object, Service
 from isthmus.model.findings import Finding
@@ -35,6 +35,8 @@ class Serving:
         self.cluster = Cluster(settings.node)
         self.pool = VirtualPool(settings.virtual_cidrs, virtual_records, now_s=now_s())
         self.plans: dict[Key, ServicePlan] = {}
+        self.exceptional: dict[Key, ServicePlan] = {}
+        """The few plans that bear on the kernel's rules: opted out, or preserving client addresses."""
         self.nodes: dict[str, NodeFacts] = {}
         self.known: dict[str, KnownNode] = {}
         self.virtual_findings: dict[Key, tuple[Finding, ...]] = {}
@@ -80,10 +82,6 @@ class Serving:
         """The full state for a worker that starts."""
         return (PutService(plan) for plan in self.plans.values())
 
-    def ignored(self) -> Mapping[Key, ServicePlan]:
-        """The services that opted out."""
-        return {key: plan for key, plan in self.plans.items() if plan.ignored}
-
     def _touched_by(self, name: str) -> set[Key]:
         if name == self.me.node:
             return set(self.cluster.services)
@@ -124,10 +122,15 @@ class Serving:
         plan = plan_service(service, slices, self.nodes, self.me, self.pool.addresses)
         if self.plans.get(key) != plan:
             self.plans[key] = plan
+            if plan.ignored or plan.preserve_client_address:
+                self.exceptional[key] = plan
+            else:
+                self.exceptional.pop(key, None)
             self._publish(PutService(plan))
 
     def _forget(self, key: Key) -> None:
         self.pool.want(key, (), self._now_s())
         self.virtual_findings.pop(key, None)
+        self.exceptional.pop(key, None)
         if self.plans.pop(key, None) is not None:
             self._publish(DropService(key.namespace, key.name))
