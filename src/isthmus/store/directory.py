@@ -24,7 +24,7 @@ from isthmus.store.files import (
 )
 from isthmus.store.filestate import Before, Document, FileState, Piece, cut, document_of, evaluate, unreadable
 from isthmus.store.saver import Saver
-from isthmus.store.watch import Scope, watch
+from isthmus.store.watch import Pending, Scope
 
 SLICE_S = 0.005
 """How long reading may hold the event loop at a time."""
@@ -57,10 +57,14 @@ class DirectoryStore:
     async def changes(self, stop: asyncio.Event) -> AsyncIterator[Change]:
         """Yield the state, then every change until ``stop``; then save what is not saved."""
         self._load_offline()
-        await self._refresh(Scope.everything())
-        yield self._change()
+        pending = Pending()
+        watcher = asyncio.create_task(pending.collect(self._root, stop), name="store-watch")
         try:
-            async for scope in watch(self._root, stop):
+            await pending.standing()
+            await self._refresh(Scope.everything())
+            yield self._change()
+            while not stop.is_set():
+                scope = await pending.take()
                 if not scope.tick:
                     await self._refresh(scope)
                 if not scope.tick or self._saver.finding != self._own_findings.get(Code.OFFLINE_UNSAVED):
@@ -73,6 +77,8 @@ class DirectoryStore:
                         yield change
                 self._saver.tick(self._catalog.files, time.monotonic())
         finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
             await self._saver.close(self._catalog.files)
 
     def _load_offline(self) -> None:
@@ -101,7 +107,7 @@ class DirectoryStore:
         self._origin = Origin.DIRECTORY
         closed = tuple(name for name in listing if name.endswith("/"))
         gone = [name for name in self._catalog.files if name not in listing and not name.startswith(closed)]
-        await self._hold(gone)
+        gone = await self._hold(gone)
         for name, found in sorted(listing.items()):
             if found is None or self._signatures.get(name) != found:
                 await self._read(name)
@@ -109,19 +115,28 @@ class DirectoryStore:
             self._remove(name)
         self._offline = {}
 
-    async def _hold(self, gone: Sequence[str]) -> None:
-        """If nothing is left, wait a moment, for the directory itself may be going. Raises DirectoryGone if it is."""
-        if gone and len(gone) == len(self._catalog.files):
-            await asyncio.sleep(HOLD_S)
-            if not self._root.is_dir():
-                raise DirectoryGone(f"the store {self._root} is gone")
+    async def _hold(self, gone: Sequence[str]) -> list[str]:
+        """Those of ``gone`` that are still gone a moment later: editors rename a file away, then write the new one.
+
+        Raises DirectoryGone if the directory itself has gone.
+        """
+        if not gone:
+            return []
+        await asyncio.sleep(HOLD_S)
+        if not self._root.is_dir():
+            raise DirectoryGone(f"the store {self._root} is gone")
+        return [name for name in gone if not self._exists(name)]
 
     async def _read_names(self, names: Collection[str]) -> None:
-        await self._hold([name for name in names if name in self._catalog.files and not (self._root / name).exists()])
+        await self._hold([name for name in names if name in self._catalog.files and not self._exists(name)])
         for name in sorted(names):
             await self._read(name)
         if not self._root.is_dir():
             raise DirectoryGone(f"the store {self._root} is gone")
+
+    def _exists(self, name: str) -> bool:
+        path = self._root / name
+        return path.is_symlink() or path.exists()
 
     def _remove(self, name: str) -> None:
         self._signatures.pop(name, None)

@@ -6,15 +6,16 @@ could not be made. So all is looked at when it is replaced, every ``RESCAN_S``, 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-import watchfiles
-from watchfiles.main import FileChange
+from watchfiles._rust_notify import RustNotify
 
 from isthmus.model.findings import Code, Finding, Severity
 from isthmus.store.files import is_manifest
+
+Reported = set[tuple[int, str]]
 
 DEBOUNCE_MS = 20
 STEP_MS = 10
@@ -34,9 +35,44 @@ class Scope(msgspec.Struct, frozen=True):
     def tick(self) -> bool:
         return not (self.names or self.all)
 
+    def joined(self, earlier: "Scope | None") -> "Scope":
+        """Both, with this one's finding."""
+        if earlier is None or earlier.tick:
+            return self
+        return Scope(self.names | earlier.names, self.all or earlier.all, self.unwatched)
+
     @staticmethod
     def everything(unwatched: Finding | None = None) -> "Scope":
         return Scope(all=True, unwatched=unwatched)
+
+
+class Pending:
+    """What the watch reported and nobody has looked at yet: kept together, however long reading takes meanwhile."""
+
+    def __init__(self) -> None:
+        self._scope: Scope | None = None
+        self._came = asyncio.Event()
+
+    async def collect(self, root: Path, stop: asyncio.Event) -> None:
+        """Watch until ``stop``."""
+        try:
+            async for scope in watch(root, stop):
+                self._scope = scope.joined(self._scope)
+                self._came.set()
+        finally:
+            self._scope = self._scope or Scope()
+            self._came.set()
+
+    async def standing(self) -> None:
+        """Return once the watch stands, or cannot stand: what is read from now on is not missed when it changes."""
+        await self._came.wait()
+
+    async def take(self) -> Scope:
+        """Wait for a scope, and take it."""
+        await self._came.wait()
+        self._came.clear()
+        scope, self._scope = self._scope or Scope(), None
+        return scope
 
 
 async def watch(root: Path, stop: asyncio.Event) -> AsyncIterator[Scope]:
@@ -59,30 +95,49 @@ async def watch(root: Path, stop: asyncio.Event) -> AsyncIterator[Scope]:
 
 
 async def _watch_once(root: Path, stop: asyncio.Event) -> AsyncIterator[Scope]:
-    """Watch until the directory is another one, or none."""
+    """Watch until the directory is another one, or none. The first scope says that the watch stands."""
     base = root.resolve()
     identity = _identity(root)
-    seen_all_s = 0.0  # once more as soon as the watch stands: something may have changed before
-    async for batch in watchfiles.awatch(
-        base,
-        watch_filter=None,
-        debounce=DEBOUNCE_MS,
-        step=STEP_MS,
-        rust_timeout=TICK_MS,
-        yield_on_timeout=True,
-        ignore_permission_denied=True,
-        stop_event=stop,
-    ):
-        if _identity(root) != identity:
-            return
-        scope = scope_of(base, batch)
-        if scope.all or time.monotonic() - seen_all_s > RESCAN_S:
-            scope = Scope.everything()
-            seen_all_s = time.monotonic()
-        yield scope
+    with RustNotify([str(base)], False, False, 0, True, True) as notify:
+        yield Scope.everything()
+        seen_all_s = time.monotonic()
+        while not stop.is_set():
+            batch = await _next_batch(notify, stop)
+            if _identity(root) != identity:
+                return
+            scope = scope_of(base, batch)
+            if scope.all or time.monotonic() - seen_all_s > RESCAN_S:
+                scope = Scope.everything()
+                seen_all_s = time.monotonic()
+            yield scope
 
 
-def scope_of(base: Path, batch: Iterable[FileChange]) -> Scope:
+class _Halt:
+    """What the waiting thread asks every ``STEP_MS``: whether to come back."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self.halted = False
+
+    def is_set(self) -> bool:
+        return self.halted or self._stop.is_set()
+
+
+async def _next_batch(notify: RustNotify, stop: asyncio.Event) -> Reported:
+    """Wait, in a thread, for what changed; empty after ``TICK_MS`` and at ``stop``. The thread ends with this call."""
+    halt = _Halt(stop)
+    loop = asyncio.get_running_loop()
+    waiting = loop.run_in_executor(None, notify.watch, DEBOUNCE_MS, STEP_MS, TICK_MS, halt)
+    try:
+        batch = await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        halt.halted = True
+        await asyncio.wait([waiting])
+        raise
+    return batch if isinstance(batch, set) else set()
+
+
+def scope_of(base: Path, batch: Reported) -> Scope:
     """What a batch of reported changes makes worth looking at."""
     names = set()
     for _, text in batch:
