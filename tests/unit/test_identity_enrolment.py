@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -291,13 +292,27 @@ def test_fetching_tells_of_a_newer_list_only(tmp_path: Path) -> None:
             here.authority.issue_local(identity.new_key(), (NODE,), now_s=time.time(), life_s=60)
             here.authority.revoke(NODE, now_s=time.time())
             known = bytes.fromhex(identity.fingerprint(here.authority.certificate))
-            for number, expected in ((0, True), (1, False)):
+            for number, expected in ((0, True), (int(time.time()) + 1, False)):
                 answer = await enrol.ask(relay.settings.listen, known, enrolment.Fetch(number), clock=time.time)
                 assert isinstance(answer.message, enrolment.Fetched)
                 assert bool(answer.message.revocations) is expected
             await relay.end()
 
     asyncio.run(run())
+
+
+def test_a_directory_restored_from_a_backup_renews_and_revokes_what_it_forgot(tmp_path: Path) -> None:
+    made = authority.init(tmp_path / "ca", "test", now_s=1000.0)
+    shutil.copytree(tmp_path / "ca", tmp_path / "backup")
+    key = identity.new_key()
+    forgotten = made.issue_local(key, (NODE,), now_s=1001.0, life_s=60)
+    made.revoke(Holder(Role.NODE, "edge-1"), now_s=1002.0)
+    restored = Authority(tmp_path / "backup")
+    ask = enrolment.renewal(Role.NODE, "edge-1", forgotten, key, identity.new_request(identity.new_key()))
+    restored.renew(ask, now_s=1003.0, life_s=60, grace_s=60)
+    restored.revoke(NODE, now_s=1004.0)
+    assert identity.serial_text(forgotten) in restored._list().serials
+    assert restored._list().number > made._list().number
 
 
 def test_no_secret_reaches_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,23 @@ def test_clients_come_back_when_the_relay_does(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_with_one_of_two_relays_gone_the_other_joins(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as here:
+            first, second = await here.relay("first"), await here.relay("second")
+            a, b = here.node("a", first, second), here.node("b", first, second)
+            await eventually(lambda: a.sees("b") and b.sees("a") and a.connected and b.connected)
+            await first.end()
+            await eventually(lambda: [relay.connected for relay in a.client.relays()] == [False, True])
+            assert a.told.gone == []  # its announcement is still good, and the other relay holds it
+            mine, theirs = await a.pair_with(b, second)
+            mine.close()
+            theirs.close()
+            await second.end()
+
+    asyncio.run(run())
+
+
 def test_renewed_credentials_do_not_end_a_channel(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as here:

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from isthmus.agent.metrics import Metrics
 from isthmus.cli.configuration import load_settings
 from isthmus.cli.options import TextFormat
 from isthmus.cli.output import print_value
@@ -51,8 +52,19 @@ async def serve(settings: RelaySettings, *, relays: bool = True) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    service = Service(settings, authority=open_authority(settings), relays=relays)
+
+    async def run() -> None:
+        try:
+            await service.run(stop)
+        finally:
+            stop.set()
+
     try:
-        await Service(settings, authority=open_authority(settings), relays=relays).run(stop)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run(), name="relay")
+            if settings.metrics:
+                tasks.create_task(Metrics(settings.metrics, service.metrics).run(stop), name="metrics")
     except BaseExceptionGroup as group:
         for error in _leaves(group):
             if isinstance(error, IsthmusError):

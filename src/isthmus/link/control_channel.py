@@ -57,6 +57,7 @@ class RelayChannel:
         self._rng = rng
         self._context: ssl.SSLContext | None = None
         self._usable = asyncio.Event()
+        self._at_once = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._welcomed = False
         self._present: set[str] = set()
@@ -79,6 +80,7 @@ class RelayChannel:
         """For handshakes from now on."""
         self._context = context
         self._usable.set()
+        self._at_once.set()  # what was refused with the old credentials may be welcome with these
 
     def state(self) -> RelayState:
         """The relay now."""
@@ -126,7 +128,10 @@ class RelayChannel:
             except BaseExceptionGroup as group:
                 fault = _only_expected(group)
                 self._lost(str(fault) or "the connection broke")
-            await asyncio.sleep(self._pause_s())
+            self._at_once.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s()):
+                    await self._at_once.wait()
 
     def _pause_s(self) -> float:
         """0.1 s at first, at most 5 s; with jitter, so that nodes do not come back to a relay all at once."""

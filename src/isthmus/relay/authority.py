@@ -159,10 +159,9 @@ class Authority:
                 raise NotIssued(
                     RefusalCode.REVOKED, f"{ask.role} {ask.name} is revoked", hint="enrol it again with a new token"
                 )
-            record = self._holder(Holder(ask.role, ask.name))
-            if identity.serial_text(present) not in {issued.serial for issued in record.certificates}:
-                raise NotIssued(RefusalCode.INVALID, f"this certificate of {ask.role} {ask.name} is not on record here")
-            return self._issue(key, (record.holder,), now_s, life_s)
+            holder = Holder(ask.role, ask.name)
+            self._put_on_record(holder, present)
+            return self._issue(key, (holder,), now_s, life_s)
 
     def issue_local(
         self, key: identity.Key, holders: tuple[Holder, ...], *, now_s: float, life_s: float
@@ -189,11 +188,25 @@ class Authority:
                 for issued in record.certificates
                 if issued.serial not in known and issued.expires_s + grace_s > now_s
             )
-            revocations = revocation.RevocationList(present.number + 1, now_s, kept + added)
+            # At least the time, so that a directory restored from a backup does not fall behind what is known.
+            number = max(present.number + 1, int(now_s))
+            revocations = revocation.RevocationList(number, now_s, kept + added)
             # The list first: after a crash between the two writes the holder is out, and the command may be repeated.
             write_private(self.revocation_file, revocation.seal(revocations, self._key))
-            write_private(self._holder_file(holder), _json(msgspec.structs.replace(record, revoked_s=now_s)))
+            self._write_holder(msgspec.structs.replace(record, revoked_s=now_s))
         return len(added)
+
+    def _put_on_record(self, holder: Holder, certificate: Certificate) -> None:
+        """A certificate of ours that a restored backup does not know: a revocation must find it."""
+        record = self._holder(holder)
+        serial = identity.serial_text(certificate)
+        if serial not in {issued.serial for issued in record.certificates}:
+            issued = _record_of(certificate, identity.life_of(certificate)[0])
+            self._write_holder(msgspec.structs.replace(record, certificates=(*record.certificates, issued)))
+
+    def _write_holder(self, record: HolderRecord) -> None:
+        make_private_directory(self._holder_file(record.holder).parent)
+        write_private(self._holder_file(record.holder), _json(record))
 
     def _token(self, ask: Enrol, asking_key: str, now_s: float) -> TokenRecord:
         kept = token.secret_hash(ask.secret)
@@ -222,15 +235,12 @@ class Authority:
     ) -> Certificate:
         """Issue, and put the certificate on record before anybody sees it."""
         certificate = identity.issue(self.certificate, self._key, key, holders, now_s=now_s, life_s=life_s)
-        issued = IssuedRecord(
-            identity.serial_text(certificate), now_s, identity.expiry_s(certificate), identity.key_fingerprint(key)
-        )
+        issued = _record_of(certificate, now_s)
         for holder in holders:
             record = self._holder(holder)
             usable = _usable(record.certificates, now_s)
             revoked_s = 0.0 if enrolled_again else record.revoked_s
-            make_private_directory(self._holder_file(holder).parent)
-            write_private(self._holder_file(holder), _json(HolderRecord(holder, (*usable, issued), revoked_s)))
+            self._write_holder(HolderRecord(holder, (*usable, issued), revoked_s))
         return certificate
 
     def _holder(self, holder: Holder) -> HolderRecord:
@@ -292,6 +302,15 @@ def init(directory: Path, cluster: str, *, now_s: float) -> Authority:
     (directory / "ca.crt").chmod(0o644)
     sync_directory(directory)
     return Authority(directory)
+
+
+def _record_of(certificate: Certificate, issued_s: float) -> IssuedRecord:
+    return IssuedRecord(
+        identity.serial_text(certificate),
+        issued_s,
+        identity.expiry_s(certificate),
+        identity.key_fingerprint(identity.public_key(certificate)),
+    )
 
 
 def _usable(certificates: tuple[IssuedRecord, ...], now_s: float) -> tuple[IssuedRecord, ...]:

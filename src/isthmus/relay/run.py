@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -140,6 +141,21 @@ class Service:
             descriptors=open_descriptors(),
             counters=dict(sorted(self.counters.items())),
         )
+
+    async def metrics(self) -> dict[str, dict[str, Any]]:
+        """The numbers of the report, for a scraper: ``isthmus_relay_NAME`` and ``isthmus_relay_events{reason}``."""
+        now = self.report()
+        numbers = {
+            "nodes": len(now.nodes),
+            "announced": now.announced,
+            "joined": now.joined,
+            "pending": now.pending,
+            "strangers": now.strangers,
+            "revoked": now.revoked,
+            "descriptors": now.descriptors,
+            "certificate_ends": now.expires_at,
+        }
+        return {"relay": {**numbers, "events": now.counters}}
 
     @staticmethod
     def _row(relay: Relay, channel: Channel) -> ChannelRow:
