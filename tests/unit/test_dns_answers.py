@@ -129,6 +129,18 @@ def test_a_change_empties_the_table_of_what_it_touches_and_of_nothing_else() -> 
     assert ask(answers, "web.shop.svc.cluster.local").answer[0][0].address == "10.96.0.10"
 
 
+def test_an_address_that_a_service_takes_is_no_longer_the_upstreams() -> None:
+    answers = made()
+    data = dns.message.make_query("7.0.96.10.in-addr.arpa", "PTR", use_edns=False).to_wire()
+    forward = answers.answer(data, udp=True)
+    assert isinstance(forward, Forward)
+    answers.remember(forward.query, b"what an upstream said", forward.scopes)
+    assert answers.known(data) == data[:2] + b"what an upstream said"
+    answers.forget(answers.names.put(WEB))
+    assert answers.known(data) is None
+    assert isinstance(answers.answer(data, udp=True), bytes)
+
+
 @pytest.mark.parametrize(
     ("name", "rtype", "rdclass", "rcode"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from isthmus.dns import message
 from isthmus.dns.cache import STALE_S, Cache
 from isthmus.dns.message import Malformed, Query, encode_name, parse_query
-from isthmus.dns.upstream_reply import UpstreamReply, parse_reply, render, render_behind
+from isthmus.dns.upstream_reply import AgingReply, UpstreamReply, parse_reply, render, render_behind
 from isthmus.dns.upstreams import UpstreamError, Upstreams, parse_resolv_conf, parse_server
 from isthmus.plan.names import Record, RecordType
 
@@ -85,6 +85,15 @@ def test_a_reply_over_the_clients_limit_is_empty_with_tc() -> None:
     assert cut.flags & dns.flags.TC and not cut.answer
     whole = dns.message.from_wire(render(upstream, query(), limit=None))
     assert len(whole.answer) == 60 or len(whole.answer[0]) == 60
+
+
+def test_in_the_table_a_kept_reply_ages_by_the_second_and_ends_with_its_lifetime() -> None:
+    times_s = iter((100.0, 100.0, 100.9, 101.0, 146.9, 147.0, 500.0))
+    aging = AgingReply(parsed(answer(f"{NAME} 60 IN A 192.0.2.1")), query(), 13, lambda: next(times_s))
+    ttls = []
+    for reply in (aging.next() for _ in range(6)):
+        ttls.append(reply and dns.message.from_wire(b"\0\0" + reply).answer[0].ttl)
+    assert ttls == [47, 47, 46, 1, None, None]
 
 
 def test_an_opt_that_is_not_last_is_taken_out_all_the_same() -> None:

@@ -7,6 +7,7 @@ emptied by the scope of what changed); then the record sets of plan/names.py; wh
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from isthmus.dns import message
 from isthmus.dns.message import Malformed, Query, Rcode
@@ -31,16 +32,27 @@ class Rotation:
         return self._head + self._records[at:] + self._records[:at] + self._tail
 
 
-TableReply = bytes | Rotation
+class Aging(Protocol):
+    """A reply that is another one later; None once it holds no more (dns/upstream_reply.py has one)."""
+
+    def next(self) -> bytes | None:
+        """The reply behind its id, as of now."""
+
+
+TableReply = bytes | Rotation | Aging
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A question for the upstreams: ``name`` is the question's, or the end of ``alias`` (an ExternalName's CNAME)."""
+    """A question for the upstreams: for ``follow``, the end of ``alias`` (an ExternalName's CNAME), else as it came.
+
+    ``scopes``: what would make the name one of ours (the reverse name of an address that a service takes).
+    """
 
     query: Query
     alias: tuple[Record, ...] = ()
     follow: str = ""
+    scopes: tuple[str, ...] = ()
 
 
 AskUpstreams = Callable[[Forward, bool, Callable[[bytes], None]], None]
@@ -84,12 +96,21 @@ class Answers:
             query = message.parse_query(data)
         except Malformed:
             return self._refuse(data, Rcode.FORMERR)
-        limit = min(query.udp_bytes, message.OUR_UDP_BYTES) if udp else None
+        limit = query.limit if udp else None
         refused = _refused(query)
         if refused is not None:
             self.counters[refused.name.lower()] += 1
             return message.reply(query, refused, flags=0, limit=limit)
-        return self._resolve(data, query, limit)
+        return self._resolve(query, limit)
+
+    def known(self, data: bytes) -> bytes | None:
+        """The reply to a message whose like was answered before, if it still holds."""
+        found = self.table.get(data[2:])
+        behind = found if found is None or isinstance(found, bytes) else found.next()
+        if behind is None:
+            return None
+        self.counters["table_hits"] += 1
+        return data[:2] + behind
 
     def fail(self, query: Query, *, udp: bool = True) -> bytes:
         """SERVFAIL, as everyone gets it whose question cannot be answered now."""
@@ -100,24 +121,24 @@ class Answers:
         self.counters[rcode.name.lower()] += 1
         return message.refusal(data, rcode)
 
-    def _resolve(self, data: bytes, query: Query, limit: int | None) -> bytes | Forward:
+    def _resolve(self, query: Query, limit: int | None) -> bytes | Forward:
         if query.rtype == message.TYPE_ANY:
             return self._any(query, limit)
         decided = self.names.lookup_labels(query.labels, query.rtype).action
         if decided.resolution is Resolution.FORWARD:
-            return Forward(query)
+            return Forward(query, scopes=decided.scopes)
         if not self.ready:
             return self.fail(query, udp=limit is not None)
         if decided.follow:
             return Forward(query, decided.records, decided.follow)
         self.counters[decided.resolution.value] += 1
         try:
-            return self._encode(data, query, decided, limit)
+            return self._encode(query, decided, limit)
         except ValueError:  # a manifest's name or address that no message can hold
             self.counters["unencodable"] += 1
             return self.fail(query, udp=limit is not None)
 
-    def _encode(self, data: bytes, query: Query, decided: NameAnswer, limit: int | None) -> bytes:
+    def _encode(self, query: Query, decided: NameAnswer, limit: int | None) -> bytes:
         rcode = Rcode.NXDOMAIN if decided.resolution is Resolution.NXDOMAIN else Rcode.NOERROR
         answers = message.encode_records(decided.records, query)
         step = FIXED_ADDRESS_BYTES.get(RecordType.A if query.rtype == 1 else RecordType.AAAA, 0)
@@ -128,16 +149,23 @@ class Answers:
             answers = answers[at:] + answers[:at]
         rest = [message.encode_records(part, query) for part in (decided.authority, decided.additional)]
         out = message.reply(query, rcode, (answers, *rest), limit=limit)
-        if limit is not None and query.plain and not out[2] & 0x02 and data[12:] == data[12:].lower():
+        if not out[2] & 0x02 and len(out) <= query.limit:
             start = message.HEADER_BYTES + len(query.question)
             block = step * len(answers)
             entry = Rotation(out[2:start], out[start : start + block], out[start + block :], step) if rotates else None
-            self._remember(data[2:], entry or out[2:], decided.scopes)
+            self.remember(query, entry or out[2:], decided.scopes)
         return out
 
-    def _remember(self, key: bytes, entry: TableReply, scopes: tuple[str, ...]) -> None:
+    def remember(self, query: Query, entry: TableReply, scopes: tuple[str, ...] = ()) -> None:
+        """Answer the same bytes with ``entry`` from now on, until one of ``scopes`` is forgotten.
+
+        Not for questions with options or odd letter case: nearly every one of those is another.
+        """
+        if not query.plain or query.wire[12:] != query.wire[12:].lower():
+            return
         if len(self.table) >= TABLE_ENTRIES:
             self.forget_all()
+        key = query.wire[2:]
         self.table[key] = entry
         for scope in scopes:
             self._keys.setdefault(scope, set()).add(key)

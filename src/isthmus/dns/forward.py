@@ -15,7 +15,7 @@ from isthmus.dns.answers import Answers, Forward
 from isthmus.dns.attempt import Attempt
 from isthmus.dns.cache import Cache, Key
 from isthmus.dns.message import Malformed, Query, Rcode
-from isthmus.dns.upstream_reply import UpstreamReply, render, render_behind
+from isthmus.dns.upstream_reply import AgingReply, UpstreamReply, render, render_behind
 from isthmus.dns.upstreams import Upstream, Upstreams
 from isthmus.loop.loop import Loop
 from isthmus.model.settings import DnsSettings
@@ -213,14 +213,18 @@ class Forwarder:
 
     def _give(self, waiter: _Waiter, upstream: UpstreamReply, age_s: int, *, stale: bool = False) -> None:
         query, alias = waiter.forward.query, waiter.forward.alias
-        limit = min(query.udp_bytes, message.OUR_UDP_BYTES) if waiter.udp else None
+        limit = query.limit if waiter.udp else None
         try:
             if alias:
                 target = message.encode_name(waiter.forward.follow) + query.question[-4:]
                 end = render(upstream, query._replace(question=target), age_s=age_s, stale=stale, limit=None)
                 waiter.reply(render_behind(alias, end, query, limit=limit))
             else:
-                waiter.reply(render(upstream, query, age_s=age_s, stale=stale, limit=limit))
+                reply = render(upstream, query, age_s=age_s, stale=stale, limit=limit)
+                if age_s < upstream.lifetime_s and not stale and len(reply) <= query.limit and not reply[2] & 0x02:
+                    aging = AgingReply(upstream, query, age_s, time.monotonic)
+                    self._answers.remember(query, aging, waiter.forward.scopes)
+                waiter.reply(reply)
         except Malformed:
             self._counters["upstream_malformed"] += 1
             waiter.reply(self._answers.fail(query, udp=waiter.udp))

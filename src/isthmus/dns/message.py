@@ -59,7 +59,7 @@ class Query(NamedTuple):
     """A question as it came. ``question`` is its bytes with type and class; ``udp_bytes`` what the client takes.
 
     ``edns`` is None without OPT, else its version. ``plain`` says that nothing but the question and an OPT without
-    options was in the message, so that equal bytes may be given equal answers.
+    options was in the message, so that equal bytes may be given equal answers. ``wire`` is the whole message.
     """
 
     id: int
@@ -72,6 +72,12 @@ class Query(NamedTuple):
     edns: int | None = None
     do: bool = False
     plain: bool = True
+    wire: bytes = b""
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that a reply over UDP may have."""
+        return min(self.udp_bytes, OUR_UDP_BYTES)
 
     @property
     def name(self) -> str:
@@ -93,8 +99,8 @@ def parse_query(data: bytes) -> Query:
     if not additional:
         if len(data) != end:
             raise Malformed("bytes follow the question")
-        return Query(ident, flags, question, labels, rtype, rclass)
-    return _with_additional(data, end, additional, Query(ident, flags, question, labels, rtype, rclass))
+        return Query(ident, flags, question, labels, rtype, rclass, wire=data)
+    return _with_additional(data, end, additional, Query(ident, flags, question, labels, rtype, rclass, wire=data))
 
 
 def _with_additional(data: bytes, at: int, count: int, query: Query) -> Query:

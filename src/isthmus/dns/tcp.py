@@ -145,7 +145,7 @@ class _Connection:
 
     def _answer(self, data: bytes) -> None:
         self._answers.counters["queries_tcp"] += 1
-        answer = self._answers.answer(data, udp=False)
+        answer = self._answers.known(data) or self._answers.answer(data, udp=False)
         if isinstance(answer, Forward):
             self._under_way += 1
             self._ask(answer, False, self._answered)

@@ -120,6 +120,8 @@ class UdpServer:
         for at in range(count):
             begin = at * SLOT_BYTES + 2
             found = look_up(slots[begin : begin - 2 + sizes[size_at[at]]])
+            if found is not None and type(found) is not bytes:
+                found = found.next()  # type: ignore[union-attr]
             if found is None:
                 reply = self._miss(at, sizes[size_at[at]])
                 if reply is None:
@@ -129,8 +131,6 @@ class UdpServer:
                 lengths[2 * at + 1] = size = len(reply)
                 slots[begin - 2 : begin - 2 + size] = reply
                 continue
-            if type(found) is not bytes:
-                found = found.next()  # type: ignore[union-attr]
             hits += 1
             lengths[2 * at + 1] = size = len(found) + 2
             slots[begin : begin - 2 + size] = found

@@ -5,6 +5,7 @@ for each client. RFC 2181 (TTLs), RFC 2308 (how long "no" may be kept).
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import dns.exception
@@ -145,6 +146,28 @@ def render(upstream: UpstreamReply, query: Query, *, age_s: int = 0, stale: bool
         struct.pack_into("!H", out, 10, additional + 1)
         out += message.encode_opt(upstream.rcode, query.do)
     return bytes(out)
+
+
+class AgingReply:
+    """A kept reply for the table of replies: its TTLs go down by the second, until its lifetime is over."""
+
+    __slots__ = ("_age_s", "_now_s", "_query", "_stored_s", "_upstream", "_wire")
+
+    def __init__(self, upstream: UpstreamReply, query: Query, age_s: int, now_s: Callable[[], float]) -> None:
+        self._upstream, self._query, self._now_s = upstream, query, now_s
+        self._stored_s = now_s() - age_s
+        self._age_s = -1
+        self._wire = b""
+
+    def next(self) -> bytes | None:
+        """The reply behind its id, as of now; None when it is too old."""
+        age_s = int(self._now_s() - self._stored_s)
+        if age_s >= self._upstream.lifetime_s:
+            return None
+        if age_s != self._age_s:
+            self._age_s = age_s
+            self._wire = render(self._upstream, self._query, age_s=age_s, limit=None)[2:]
+        return self._wire
 
 
 def render_behind(alias: tuple[Record, ...], end: bytes, query: Query, *, limit: int | None) -> bytes:

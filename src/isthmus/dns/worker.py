@@ -176,6 +176,7 @@ class DnsWorker:
             ]
         if what == "flush":
             self._forwarder.cache.clear()
+            self._answers.forget_all()
             return {}
         if what == "lookup" and arguments.get("type", "A") in RecordType.__members__:
             rtype = RecordType[arguments.get("type", "A")]
