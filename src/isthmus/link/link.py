@@ -203,7 +203,7 @@ class Link:
                     peer.udp.connection.close("revoked")
 
     def _accepted(self, tls: TlsSocket, identity: Identity, address: str, we_open: bool) -> None:
-        if identity.name in self._dropped:
+        if self._unwelcome(identity):
             tls.sock.close()
         elif not we_open:
             self._serve(tls, identity, PathSpec(DIRECT, address))
@@ -211,6 +211,10 @@ class Link:
             peer.came_from_peer(tls, identity, address)
         else:
             tls.sock.close()
+
+    def _unwelcome(self, identity: Identity) -> bool:
+        """Dropped or revoked, perhaps while the handshake was under way."""
+        return identity.name in self._dropped or identity.serial in self._tls.revoked
 
     def _serve(self, tls: TlsSocket, identity: Identity, path: PathSpec) -> None:
         self._server.add(Connection(self._main, self._crew, tls, Side.ACCEPTOR, identity, path, self._server))
@@ -230,7 +234,9 @@ class Link:
 
         def done(tls: TlsSocket | None, identity: Identity | None, reason: str) -> None:
             self._dials.discard(dial)
-            if tls is not None and identity is not None:
+            if tls is not None and identity is not None and self._unwelcome(identity):
+                tls.sock.close()
+            elif tls is not None and identity is not None:
                 self._serve(tls, identity, path)
             else:
                 log.info("dial for a peer failed", peer=message.node, kind=message.kind, reason=reason)

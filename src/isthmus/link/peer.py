@@ -69,6 +69,10 @@ class Attempt(Owner):
     def adopt(self, tls: TlsSocket, identity: Identity) -> None:
         """The handshake is done, whoever dialled; wait for READY."""
         room = self._peer.room
+        if identity.serial in room.tls.revoked:  # since the handshake began
+            tls.sock.close()
+            self.fail("the peer's certificate is revoked")
+            return
         self._connection = Connection(room.main, room.crew, tls, Side.OPENER, identity, self.path, self)
         self._connection.start()
 
