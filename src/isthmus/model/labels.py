@@ -25,7 +25,7 @@ SERVICE_ANNOTATIONS: Mapping[str, tuple[str, ...]] = {
     PREFER: ("same-node", "same-site", "anywhere"),
     PRESERVE_CLIENT_ADDRESS: BOOLEANS,
 }
-"""Values that may stand there; the first is not the default: an absent or wrong value means that nothing was asked."""
+"""Values that may stand there. An absent or wrong one means that nothing was asked; plan/ has the defaults."""
 
 
 def known_value(values: Mapping[str, str], name: str, allowed: Mapping[str, tuple[str, ...]]) -> str:

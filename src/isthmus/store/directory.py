@@ -65,6 +65,8 @@ class DirectoryStore:
             yield self._change()
             while not stop.is_set():
                 scope = await pending.take()
+                if watcher.done() and not stop.is_set():
+                    watcher.result()  # raises what ended it: a store that is not watched must not look like one that is
                 if not scope.tick:
                     await self._refresh(scope)
                 if not scope.tick or self._saver.finding != self._own_findings.get(Code.OFFLINE_UNSAVED):
@@ -211,7 +213,7 @@ class DirectoryStore:
         before_state = self._before(name)
         before = Before(before_state) if before_state else None
         documents: list[Document] = []
-        for piece in cut(text):
+        for piece in await asyncio.to_thread(cut, text) if len(text) > LARGE_BYTES else cut(text):
             known = before.find(piece) if before else None
             documents.append(known or self._parse(piece, name))
             self._reused_total += known is not None

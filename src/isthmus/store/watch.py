@@ -20,7 +20,7 @@ Reported = set[tuple[int, str]]
 DEBOUNCE_MS = 20
 STEP_MS = 10
 TICK_MS = 500
-RESCAN_S = 5.0
+RESCAN_S = 10.0
 RETRY_S = 0.25
 
 
