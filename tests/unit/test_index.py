@@ -139,4 +139,4 @@ class Incremental(RuleBasedStateMachine):
 
 
 TestIncremental = Incremental.TestCase
-TestIncremental.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestIncremental.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)

@@ -186,4 +186,4 @@ class Allocation(RuleBasedStateMachine):
 
 
 TestAllocation = Allocation.TestCase
-TestAllocation.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAllocation.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)

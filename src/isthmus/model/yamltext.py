@@ -67,20 +67,25 @@ def normalise(text: str) -> str:
 
 
 def split(text: str) -> list[tuple[str, int]]:
-    """Cut normalised text at document markers: (document, first line from 1). Those without content are left out.
+    """Cut normalised text at document markers: (document, first line from 1). Those without content are left out."""
+    return [(text[start:end], line + 1) for start, end, line in spans(text)]
+
+
+def spans(text: str) -> list[tuple[int, int, int]]:
+    """Where the documents of normalised text are: (start, end, lines before). Those without content are left out.
 
     A marker in the first column always ends a document, also within quotes and block scalars (YAML 1.2, 9.1.2), so no
-    parsing is needed.
+    parsing is needed. ``---`` stands in the document that it begins, ``...`` in none.
     """
     starts = [0, *sorted(_markers(text)), len(text)]
-    pieces = []
-    line = 1
+    found = []
+    line = 0
     for start, end in pairwise(starts):
         piece = text[start:end]
         if _CONTENT.search(piece):
-            pieces.append((piece.removeprefix("..."), line))
+            found.append((start + 3 if piece.startswith("...") else start, end, line))
         line += piece.count("\n")
-    return pieces
+    return found
 
 
 def _markers(text: str) -> Iterator[int]:

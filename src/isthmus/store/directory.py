@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
 from isthmus.model.findings import Code, Finding, Severity, count
-from isthmus.model.manifests import parse_document
+from isthmus.model.manifests import Parsed, parse_document
 from isthmus.store.catalog import Catalog
 from isthmus.store.change import Change, Counters, Origin
+from isthmus.store.cutting import Cut, cut
 from isthmus.store.files import (
     DirectoryGone,
     Signature,
@@ -22,7 +23,7 @@ from isthmus.store.files import (
     read_text,
     signature,
 )
-from isthmus.store.filestate import Before, Document, FileState, Piece, cut, document_of, evaluate, unreadable
+from isthmus.store.filestate import Before, Document, FileState, document_of, evaluate, unreadable
 from isthmus.store.saver import Saver
 from isthmus.store.watch import Pending, Scope
 
@@ -45,6 +46,7 @@ class DirectoryStore:
         self._saver = Saver(offline)
         self._catalog = Catalog()
         self._signatures: dict[str, Signature | None] = {}
+        self._large: dict[str, Cut] = {}
         self._recently_removed: dict[str, tuple[float, FileState]] = {}
         self._offline: dict[str, FileState] = {}
         self._own_findings: dict[Code, Finding] = {}
@@ -142,6 +144,7 @@ class DirectoryStore:
 
     def _remove(self, name: str) -> None:
         self._signatures.pop(name, None)
+        self._large.pop(name, None)
         state = self._catalog.remove(name)
         now_s = time.monotonic()
         for old in [old for old, (when_s, _) in self._recently_removed.items() if now_s - when_s > VANISH_S]:
@@ -213,16 +216,26 @@ class DirectoryStore:
         before_state = self._before(name)
         before = Before(before_state) if before_state else None
         documents: list[Document] = []
-        for piece in await asyncio.to_thread(cut, text) if len(text) > LARGE_BYTES else cut(text):
+        made = await self._cut(name, text)
+        for piece in made.pieces:
             known = before.find(piece) if before else None
-            documents.append(known or self._parse(piece, name))
+            documents.append(known or document_of(piece, self._parse(made.document(piece)), name))
             self._reused_total += known is not None
             await self._give_way()
         return evaluate(name, tuple(documents), before_state)
 
-    def _parse(self, piece: Piece, file: str) -> Document:
+    async def _cut(self, name: str, text: str) -> Cut:
+        """The documents of a text. Of a large file the text is kept, so that the next time costs little."""
+        if len(text) <= LARGE_BYTES:
+            self._large.pop(name, None)
+            return cut(text)
+        made = await asyncio.to_thread(cut, text, self._large.get(name))
+        self._large[name] = made
+        return made
+
+    def _parse(self, text: str) -> Parsed:
         self._read_total += 1
-        return document_of(piece, parse_document(piece.text), file)
+        return parse_document(text)
 
     def _unreadable(self, name: str, code: Code, text: str, expected: str) -> None:
         finding = Finding(Severity.ERROR, code, text, printable(name), expected=expected)

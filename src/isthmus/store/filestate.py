@@ -6,14 +6,13 @@ file that is not defined elsewhere in it.
 """
 
 from collections.abc import Iterator
-from hashlib import blake2b
 
 import msgspec
 
 from isthmus.model.cluster import Key
 from isthmus.model.findings import Code, Finding, Severity
 from isthmus.model.manifests import Item, Parsed, place_finding, placed
-from isthmus.model.yamltext import normalise, split
+from isthmus.store.cutting import Piece
 
 Digest = bytes
 
@@ -35,21 +34,6 @@ class FileState(msgspec.Struct, frozen=True):
     retained: frozenset[Key] = frozenset()
     findings: tuple[Finding, ...] = ()
     broken_documents: int = 0
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """A document's text, not yet read."""
-
-    digest: Digest
-    line: int
-    text: str
-
-
-def cut(text: str) -> list[Piece]:
-    """The documents of a file's text."""
-    return [
-        Piece(blake2b(piece.encode(), digest_size=16).digest(), line, piece) for piece, line in split(normalise(text))
-    ]
 
 
 class Before:

@@ -5,6 +5,7 @@ could not be made. So all is looked at when it is replaced, every ``RESCAN_S``, 
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,15 +96,26 @@ async def watch(root: Path, stop: asyncio.Event) -> AsyncIterator[Scope]:
 
 
 async def _watch_once(root: Path, stop: asyncio.Event) -> AsyncIterator[Scope]:
-    """Watch until the directory is another one, or none. The first scope says that the watch stands."""
+    """Watch until the directory is another one, or none. The first scope says that the watch stands.
+
+    The directory is held open, for its number would be given to the next one as soon as it is gone.
+    """
+    held = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        async for scope in _scopes(root, os.fstat(held), stop):
+            yield scope
+    finally:
+        os.close(held)
+
+
+async def _scopes(root: Path, watched: os.stat_result, stop: asyncio.Event) -> AsyncIterator[Scope]:
     base = root.resolve()
-    identity = _identity(root)
     with RustNotify([str(base)], False, False, 0, True, True) as notify:
         yield Scope.everything()
         seen_all_s = time.monotonic()
         while not stop.is_set():
             batch = await _next_batch(notify, stop)
-            if _identity(root) != identity:
+            if not os.path.samestat(root.stat(), watched):
                 return
             scope = scope_of(base, batch)
             if scope.all or time.monotonic() - seen_all_s > RESCAN_S:
@@ -161,12 +173,6 @@ def _may_hold_files(path: Path, name: str) -> bool:
     if any(part.startswith(".") for part in parts):
         return False
     return path.is_dir() or not (path.exists() or "." in parts[-1] or parts[-1].endswith("~"))
-
-
-def _identity(root: Path) -> tuple[int, int]:
-    """Raises FileNotFoundError, or another OSError."""
-    found = root.stat()
-    return found.st_dev, found.st_ino
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
