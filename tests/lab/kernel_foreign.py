@@ -121,7 +121,8 @@ def lay(namespace: str, flavour: str) -> None:
     if flavour:
         sh(f"iptables-{flavour}-restore", namespace, foreign_rules(4))
         sh(f"ip6tables-{flavour}-restore", namespace, foreign_rules(6))
-        sh("nft -f -", namespace, _NATIVE)
+        if flavour == "nft":
+            sh("nft -f -", namespace, _NATIVE)
 
 
 def listing(namespace: str) -> str:
