@@ -37,7 +37,7 @@ from isthmus.wire import worker
 log = structlog.get_logger(__name__)
 
 WAIT_FOR_STATE_S = 2.0  # then cluster names get SERVFAIL until Synced; other names are served
-REBIND_S = 1.0
+REBIND_S = 0.2
 RESOLV_CONF_S = 2.0
 
 
