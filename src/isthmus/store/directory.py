@@ -217,11 +217,14 @@ class DirectoryStore:
         before = Before(before_state) if before_state else None
         documents: list[Document] = []
         made = await self._cut(name, text)
+        read_before = self._read_total
         for piece in made.pieces:
             known = before.find(piece) if before else None
-            documents.append(known or document_of(piece, self._parse(made.document(piece)), name))
-            self._reused_total += known is not None
-            await self._give_way()
+            if known is None:
+                known = document_of(piece, self._parse(made.document(piece)), name)
+                await self._give_way()
+            documents.append(known)
+        self._reused_total += len(documents) - (self._read_total - read_before)
         return evaluate(name, tuple(documents), before_state)
 
     async def _cut(self, name: str, text: str) -> Cut:
