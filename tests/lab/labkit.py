@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,11 @@ def eventually(condition: Callable[[], object], deadline_s: float = 6.0, what: s
         if time.monotonic() > end:
             pytest.fail(f"not within {deadline_s} s: {what or condition} {why}")
         time.sleep(POLL_S)
+
+
+def heed_ctrl_c() -> None:
+    """For ``preexec_fn``: what a shell starts in the background, and so all below it, ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def residue(name: str) -> dict[str, list[str]]:
@@ -69,7 +75,7 @@ class LabMaker:
         file = msgspec.structs.replace(parse_lab_file(text, "test.yaml", self._directory), name=unique)
         if manifests:
             file = msgspec.structs.replace(file, manifests=str(manifests))
-        lab = Lab(file, base or self._directory / "labs")
+        lab = Lab(file, base) if base else Lab(file)
         self._made.append(lab)
         lab.up()
         return lab

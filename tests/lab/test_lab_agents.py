@@ -1,20 +1,17 @@
 """A lab with real agents: they enrol, serve, die and come back; and the demo tells the truth."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from labkit import LabMaker, eventually, residue
+from labkit import LabMaker, eventually, heed_ctrl_c, residue
 
 from isthmus.lab import agents
 from isthmus.lab.cluster import Lab
-
-DEPLOY = Path(__file__).parents[2] / "deploy" / "lab"
+from isthmus.lab.removal import find_directory
 
 FILE = """
 dual-stack: true
@@ -123,35 +120,32 @@ def test_an_agent_that_ends_at_once_is_reported_with_the_end_of_its_log(lab):
         agents.wait_ready(lab, ["edge-1"])
 
 
-def demo(directory: Path, name: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "isthmus", "lab", "demo", "--name", name, "--directory", str(directory / "labs")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def demo(name: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "isthmus", "lab", "demo", "--name", name]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, **both, text=True, preexec_fn=heed_ctrl_c)
 
 
 @pytest.mark.slow
-def test_the_demo_goes_as_told_and_leaves_nothing(tmp_path):
-    name = f"d{os.getpid() % 0x10000:x}"
+def test_the_demo_goes_as_told_and_leaves_nothing(lab_name):
     started = time.monotonic()
-    process = demo(tmp_path, name)
+    process = demo(lab_name)
     output, _ = process.communicate(timeout=110)
     assert process.returncode == 0, output
     assert "All as told" in output
     assert output.count("✓") == 11
-    assert not any(residue(name).values())
-    assert not (tmp_path / "labs").exists()
+    assert not any(residue(lab_name).values())
     assert time.monotonic() - started < 60  # 25 s is the aim, on an idle machine
 
 
-def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path):
-    name = f"e{os.getpid() % 0x10000:x}"
-    process = demo(tmp_path, name)
-    eventually(lambda: any("agent" in each for each in running(tmp_path)), 20.0)
+def test_a_demo_that_is_interrupted_leaves_nothing(lab_name):
+    process = demo(lab_name)
+    eventually(lambda: any("agent" in each for each in running(lab_name)), 20.0)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
-    assert not any(residue(name).values())
-    assert not (tmp_path / "labs").exists()
+    assert not any(residue(lab_name).values())
 
 
-def running(directory: Path) -> list[str]:
-    return [path.name for path in directory.glob("labs/*/processes/agent.*.pid")]
+def running(name: str) -> list[str]:
+    return [path.name for path in find_directory(name).glob("processes/agent.*.pid")]

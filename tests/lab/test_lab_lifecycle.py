@@ -1,7 +1,6 @@
 """A lab comes up as its file says, and goes without a trace, however it ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from labkit import LabMaker, eventually, residue
+from labkit import LabMaker, eventually, heed_ctrl_c, residue
 
 from isthmus.lab.cluster import Lab
 from isthmus.lab.foreign import take_listing
+from isthmus.lab.loader import parse_lab_file
 from isthmus.lab.processes import in_namespace, processes_in
 from isthmus.lab.removal import LabBusy, LabExists, take_down
 from isthmus.lab.resident import create_namespace, remove_namespace
+from isthmus.model.errors import UsageError
 
 TWO_SITES = """
 sites:
@@ -45,10 +46,6 @@ def command(*arguments: str) -> list[str]:
 
 def lab_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
-
-
-def unique(name: str) -> str:
-    return f"c{os.getpid() % 0x10000:x}{name}"[:12]
 
 
 def root_namespace() -> str:
@@ -167,6 +164,13 @@ def test_a_lab_that_is_up_is_not_brought_up_again(lab):
     assert lab.alive("pod", "default/web")
 
 
+def test_a_directory_too_long_for_agents_sockets_is_refused_before_anything_is_made(tmp_path):
+    file = parse_lab_file(TWO_SITES.replace(", agent: false", ""), "lab.yaml", tmp_path)
+    with pytest.raises(UsageError, match="too long a path"):
+        Lab(file, tmp_path / ("x" * 100)).up()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dead_process_is_reported_and_can_be_started_again(make_lab):
     lab = make_lab(TWO_SITES, name="dead")
     assert lab.stop("pod", "default/web", signal.SIGKILL)
@@ -177,23 +181,22 @@ def test_a_dead_process_is_reported_and_can_be_started_again(make_lab):
     assert lab.alive("pod", "default/web")
 
 
-def test_the_command_line_brings_up_runs_and_takes_down(tmp_path):
-    name = unique("cli")
-    up = lab_command("up", str(write(tmp_path, TWO_SITES, name)), "--directory", str(tmp_path / "labs"))
+def test_the_command_line_brings_up_runs_and_takes_down(tmp_path, lab_name):
+    up = lab_command("up", str(write(tmp_path, TWO_SITES, lab_name)), "--directory", str(tmp_path / "labs"))
     assert up.returncode == 0, up.stderr
-    assert f"lab {name} is up: 3 nodes, 4 pods" in up.stdout
-    ran = lab_command("exec", "--name", name, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
+    assert f"lab {lab_name} is up: 3 nodes, 4 pods" in up.stdout
+    ran = lab_command("exec", "--name", lab_name, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
     assert (ran.returncode, "169.254.96.16" in ran.stdout) == (7, True)
-    shown = lab_command("status", "--name", name)
+    shown = lab_command("status", "--name", lab_name)
     assert (shown.returncode, "field/client" in shown.stdout) == (0, True)
-    rows = json.loads(lab_command("status", "--name", name, "-o", "json").stdout)
+    rows = json.loads(lab_command("status", "--name", lab_name, "-o", "json").stdout)
     assert {row["name"]: list(row["processes"]) for row in rows}["default/web"] == ["pod"]
-    wrong = lab_command("exec", "--name", name, "nobody", "--", "true")
+    wrong = lab_command("exec", "--name", lab_name, "nobody", "--", "true")
     assert (wrong.returncode, "there is no 'nobody'" in wrong.stderr) == (2, True)
-    for said in (f"lab {name} is down", f"there was no lab {name}"):
-        down = lab_command("down", "--name", name)
+    for said in (f"lab {lab_name} is down", f"there was no lab {lab_name}"):
+        down = lab_command("down", "--name", lab_name)
         assert (down.returncode, down.stdout.strip()) == (0, said)
-    assert not any(residue(name).values())
+    assert not any(residue(lab_name).values())
     assert not (tmp_path / "labs").exists()
 
 
@@ -208,40 +211,32 @@ def test_a_name_belongs_to_one_lab_wherever_its_files_are(make_lab, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("made", [2, 9])
-def test_an_interrupted_up_takes_down_what_it_made(tmp_path, number, made):
-    name = unique(f"i{made}{int(number)}")
-    process = start_up(tmp_path, name)
-    wait_for_namespaces(process, name, made)
+def test_an_interrupted_up_takes_down_what_it_made(tmp_path, lab_name, number, made):
+    process = start_up(tmp_path, lab_name)
+    wait_for_namespaces(process, lab_name, made)
     process.send_signal(number)
     assert process.wait(20) != 0
-    assert not any(residue(name).values())
+    assert not any(residue(lab_name).values())
     assert not (tmp_path / "labs").exists()
 
 
 @pytest.mark.parametrize("made", [1, 3, 6, 9])
-def test_down_removes_what_a_killed_up_left(tmp_path, made):
-    name = unique(f"k{made}")
-    process = start_up(tmp_path, name)
-    wait_for_namespaces(process, name, made)
+def test_down_removes_what_a_killed_up_left(tmp_path, lab_name, made):
+    process = start_up(tmp_path, lab_name)
+    wait_for_namespaces(process, lab_name, made)
     process.kill()
     process.wait(10)
-    assert residue(name)["namespaces"]
-    assert take_down(name)
-    eventually(lambda: not any(residue(name).values()))
+    assert residue(lab_name)["namespaces"]
+    assert take_down(lab_name)
+    eventually(lambda: not any(residue(lab_name).values()))
 
 
-def test_up_after_a_killed_up_starts_afresh(tmp_path):
-    name = unique("again")
-    process = start_up(tmp_path, name)
-    wait_for_namespaces(process, name, 5)
+def test_up_after_a_killed_up_starts_afresh(tmp_path, lab_name):
+    process = start_up(tmp_path, lab_name)
+    wait_for_namespaces(process, lab_name, 5)
     process.kill()
     process.wait(10)
-    try:
-        again = start_up(tmp_path, name)
-        assert again.wait(30) == 0
-    finally:
-        take_down(name)
-    assert not any(residue(name).values())
+    assert start_up(tmp_path, lab_name).wait(30) == 0
 
 
 def test_without_its_registry_a_lab_is_found_by_its_prefix(make_lab):
@@ -270,22 +265,19 @@ def test_down_takes_nothing_that_is_not_of_the_lab(make_lab):
         remove_namespace(stranger)
 
 
-def test_a_lab_at_work_is_left_to_who_works_on_it(tmp_path):
-    name = unique("busy")
-    process = start_up(tmp_path, name)
-    wait_for_namespaces(process, name, 1)
-    try:
-        with pytest.raises(LabBusy):
-            take_down(name)
-    finally:
-        process.wait(30)
-        take_down(name)
+def test_a_lab_at_work_is_left_to_who_works_on_it(tmp_path, lab_name):
+    process = start_up(tmp_path, lab_name)
+    wait_for_namespaces(process, lab_name, 1)
+    with pytest.raises(LabBusy):
+        take_down(lab_name)
+    assert process.wait(30) == 0
 
 
 def start_up(directory: Path, name: str) -> "subprocess.Popen[bytes]":
     file = write(directory, TWO_SITES, name)
     arguments = command("up", str(file), "--directory", str(directory / "labs"))
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(arguments, stdout=quiet, stderr=quiet, preexec_fn=heed_ctrl_c)
 
 
 def wait_for_namespaces(process: "subprocess.Popen[bytes]", name: str, count: int) -> None:

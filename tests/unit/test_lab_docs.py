@@ -25,6 +25,7 @@ SECTIONS = {
     "`hosts`": labfile.Host,
     "`relays`": labfile.Relay,
     "`agent`": labfile.AgentOverrides,
+    "`relay`": labfile.RelayOverrides,
 }
 
 
@@ -45,7 +46,7 @@ def test_a_default_that_is_a_plain_value_is_the_documented_one(heading, struct):
         written = rows(heading)[field.encode_name]
         if isinstance(field.default, bool):
             assert written == f"`{str(field.default).lower()}`", field.encode_name
-        elif isinstance(field.default, int | str) and field.default != "":
+        elif isinstance(field.default, int | float | str) and field.default != "":
             assert written == f"`{field.default}`", field.encode_name
         elif field.default is msgspec.NODEFAULT:
             assert written == "required", field.encode_name

@@ -7,10 +7,13 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus.lab.agents import agent_settings, relay_settings
+from isthmus.lab.cluster import Lab
 from isthmus.lab.labfile import ForeignSet, Generate, LabFile, Nat, NatType, Node, Pod, Relay, Site, StoreMode
 from isthmus.lab.loader import parse_lab_file
 from isthmus.lab.nat import nat_ruleset
 from isthmus.lab.topology import Role, plan_topology, port_name, prefix
+from isthmus.model.settings import Backend
 
 
 @st.composite
@@ -100,3 +103,22 @@ def test_every_enum_of_the_file_is_written_as_its_value():
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", value) for value in values)
     assert Relay("r", "h").port == 20004
     assert parse_lab_file("sites: [{name: c, public: true}]\nnodes: []\n", "f", Path()).name == "lab"
+
+
+def test_settings_of_a_node_replace_the_labs_and_those_of_relays_reach_their_file():
+    text = """
+    sites: [{name: c, public: true}]
+    hosts: [{name: h}]
+    relays: [{name: first, at: h}, {name: second, at: h, port: 20005}]
+    nodes: [{name: a, site: c}, {name: b, site: c, settings: {intercept: {backend: iptables}}}]
+    agent: {dns: {domain: lab.test}}
+    relay: {certificate-hours: 0.1}
+    """
+    lab = Lab(parse_lab_file(text, "f", Path()))
+    made = {node.name: agent_settings(lab, node, lab.place(node.name)) for node in lab.file.nodes}
+    assert (made["a"].dns.domain, made["a"].intercept.backend) == ("lab.test", Backend.AUTO)
+    assert (made["b"].dns.domain, made["b"].intercept.backend) == ("cluster.local", Backend.IPTABLES)
+    first, second = (relay_settings(lab, relay) for relay in lab.file.relays)
+    assert (first.issuer, first.token_file, first.certificate_hours) == (True, "", 0.1)
+    assert (second.issuer, second.issuer_address) == (False, "203.0.113.101:20004")
+    assert second.token_file.endswith("relays/second/token")

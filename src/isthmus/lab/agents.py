@@ -80,6 +80,11 @@ class Identities:
         return done.stdout
 
 
+def socket_path(directory: Path) -> Path:
+    """Where the local API of the agent or relay is whose files are in ``directory``."""
+    return directory / "run" / "agent.sock"
+
+
 def token_file(directory: Path) -> Path:
     """Where a node's or relay's token is."""
     return directory / "token"
@@ -95,7 +100,7 @@ def issuer_address(lab: "Lab") -> str:
 
 def agent_settings(lab: "Lab", node: Node, place: Place) -> AgentSettings:
     """Return the settings of a node's agent: what the lab file overrides, and what follows from the topology."""
-    directory, overrides = lab.node_directory(node.name), lab.file.agent
+    directory, overrides = lab.node_directory(node.name), node.settings or lab.file.agent
     settings = AgentSettings(
         node=node.name,
         site=node.site,
@@ -126,6 +131,7 @@ def relay_address(lab: "Lab", relay: Relay) -> RelayAddress:
 def relay_settings(lab: "Lab", relay: Relay) -> RelaySettings:
     """Return a relay's settings; the first relay of a lab is the issuer, the others enrol with it."""
     directory, issuer = lab.relay_directory(relay.name), relay is lab.file.relays[0]
+    overrides = lab.file.relay
     return RelaySettings(
         name=relay.name,
         listen=f"0.0.0.0:{relay.port}",
@@ -136,6 +142,10 @@ def relay_settings(lab: "Lab", relay: Relay) -> RelaySettings:
         issuer_address="" if issuer else issuer_address(lab),
         token_file="" if issuer else str(token_file(directory)),
         service_cidrs=lab.file.agent.intercept.service_cidrs,
+        streams_per_node=overrides.streams_per_node,
+        pairing_timeout_s=overrides.pairing_timeout_s,
+        waiting_bytes=overrides.waiting_bytes,
+        certificate_hours=overrides.certificate_hours,
     )
 
 
@@ -171,7 +181,7 @@ def start_agent(lab: "Lab", node: str) -> int:
 def wait_ready(lab: "Lab", nodes: Iterable[str], deadline_s: float = READY_S) -> None:
     """Wait until the agents of ``nodes`` answer on their sockets. Raises LabProcessDied with the end of the log."""
     for node in nodes:
-        socket = lab.node_directory(node) / "run" / "agent.sock"
+        socket = socket_path(lab.node_directory(node))
         process = next(each for each in lab.processes() if (each.kind, each.name) == ("agent", node))
 
         def settled(socket: Path = socket, node: str = node) -> bool:

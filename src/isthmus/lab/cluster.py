@@ -41,6 +41,7 @@ from isthmus.model.errors import UsageError
 
 RUN_DIRECTORY_VARIABLE = "ISTHMUS_RUN_DIRECTORY"  # as cli/options.py reads it
 _PARALLEL = 4
+_SOCKET_PATH_BYTES = 107
 
 Progress = Callable[[str], None]
 
@@ -100,6 +101,7 @@ class Lab:
         What a crashed ``up`` of this name left is removed first. Raises LabExists, LabBusy, LabNetworkError,
         KernelError.
         """
+        self._check_socket_paths()
         claim(self.directory)
         with locked(self.directory):
             if self._registry.complete:
@@ -112,6 +114,18 @@ class Lab:
                     remove(self.directory)
                     forget(self.directory)
                 raise
+
+    def _check_socket_paths(self) -> None:
+        """A Unix socket's path has room for 107 bytes (unix(7)): said here, it is no riddle in an agent's log."""
+        runs = [self.node_directory(name) for name in self.agent_nodes()]
+        runs += [self.relay_directory(relay.name) for relay in self.file.relays]
+        longest = max((len(bytes(agents.socket_path(directory))) for directory in runs), default=0)
+        if longest > _SOCKET_PATH_BYTES:
+            raise UsageError(
+                f"{self.directory} is too long a path: sockets in it would have paths of {longest} bytes, "
+                f"and the kernel takes {_SOCKET_PATH_BYTES}",
+                hint="choose a shorter --directory",
+            )
 
     def _make(self, progress: Progress) -> None:
         (self.directory / "lab.json").write_bytes(msgspec.json.encode(self.file))

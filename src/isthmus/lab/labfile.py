@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from isthmus.model.settings import RELAY_PORT, DnsSettings, InterceptSettings, ProxySettings
+from isthmus.model.settings import RELAY_PORT, DnsSettings, InterceptSettings, ProxySettings, RelaySettings
 
 LAB_NAME = r"^[a-z0-9]{1,12}$"
 OBJECT_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -66,6 +66,15 @@ class Nat(_Struct, frozen=True):
     tcp_timeout_s: int = 7440
 
 
+class AgentOverrides(_Struct, frozen=True):
+    """Settings of agents; the rest of agent.yaml follows from the lab file."""
+
+    intercept: InterceptSettings = InterceptSettings()
+    dns: DnsSettings = DnsSettings()
+    proxy: ProxySettings = ProxySettings()
+    virtual_cidrs: tuple[str, ...] = ()
+
+
 class Site(_Struct, frozen=True):
     """A place with a network of its own: public, or private behind a NAT."""
 
@@ -87,6 +96,7 @@ class Node(_Struct, frozen=True):
     foreign: tuple[ForeignSet, ...] = ()
     iptables: Iptables = Iptables.NFT
     agent: bool = True
+    settings: AgentOverrides | None = None
 
 
 class Serve(_Struct, frozen=True):
@@ -124,13 +134,13 @@ class Relay(_Struct, frozen=True):
     port: int = RELAY_PORT
 
 
-class AgentOverrides(_Struct, frozen=True):
-    """Settings that all agents of the lab share; the rest of agent.yaml follows from the lab file."""
+class RelayOverrides(_Struct, frozen=True):
+    """Settings of relays; the rest of relay.yaml follows from the lab file."""
 
-    intercept: InterceptSettings = InterceptSettings()
-    dns: DnsSettings = DnsSettings()
-    proxy: ProxySettings = ProxySettings()
-    virtual_cidrs: tuple[str, ...] = ()
+    streams_per_node: int = RelaySettings().streams_per_node
+    pairing_timeout_s: float = RelaySettings().pairing_timeout_s
+    waiting_bytes: int = RelaySettings().waiting_bytes
+    certificate_hours: float = RelaySettings().certificate_hours
 
 
 class LabFile(_Struct, frozen=True):
@@ -147,3 +157,4 @@ class LabFile(_Struct, frozen=True):
     generate: tuple[Generate, ...] = ()
     dual_stack: bool = False
     agent: AgentOverrides = AgentOverrides()
+    relay: RelayOverrides = RelayOverrides()
