@@ -8,7 +8,7 @@ import msgspec
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from isthmus.model.findings import Code, Finding, Severity
-from isthmus.model.yamltext import BadText, Path, Value, find, line_of, show
+from isthmus.model.yamltext import BadText, Path, Value, find, line_of, plain, show
 
 MAX_FINDINGS = 20
 """Findings listed for one object; how many more there are is said in the last."""
@@ -142,8 +142,6 @@ class Reading:
 
 
 def _is_text(node: ScalarNode) -> bool:
-    from isthmus.model.yamltext import plain
-
     value = plain(node)
     return value is None or isinstance(value, str)
 
