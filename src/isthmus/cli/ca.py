@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from isthmus.cli.configuration import holder_name
 from isthmus.cli.relay import serve
 from isthmus.model.settings import RelaySettings
 from isthmus.relay import authority
@@ -47,7 +48,7 @@ def serve_issuer(
 ) -> None:
     """Enrol and renew, without a relay. A relay with `issuer: true` does the same on its own port."""
     settings = RelaySettings(
-        name=identity.check_name(name),
+        name=holder_name(name),
         listen=listen,
         state_directory=str(state_directory),
         run_directory=str(run_directory),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isthmus.model.errors import UsageError
+from isthmus.wire.identity import IdentityError, check_name
 
 Settings = TypeVar("Settings")
 
@@ -16,3 +17,11 @@ def load_settings(path: Path, parse: Callable[[str, str], Settings]) -> Settings
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"could not read the settings {path}: {error}") from error
     return parse(text, str(path))
+
+
+def holder_name(text: str) -> str:
+    """The name of a node, relay or issuer as it was typed or configured; raises UsageError."""
+    try:
+        return check_name(text)
+    except IdentityError as error:
+        raise UsageError(error.message) from error

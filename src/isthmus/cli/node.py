@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from isthmus.cli.configuration import holder_name
 from isthmus.cli.options import Format
 from isthmus.cli.output import Column, print_rows
 from isthmus.cli.token import Directory, moment
@@ -48,7 +49,7 @@ def revoke(
 
     Run it on the machine that holds the authority. To let the node in again, create a new token for it.
     """
-    holder = Holder(Role.RELAY if relay else Role.NODE, name)
+    holder = Holder(Role.RELAY if relay else Role.NODE, holder_name(name))
     count = Authority(directory).revoke(holder, now_s=time.time())
     print(f"{holder} revoked: {count} certificate{'' if count == 1 else 's'}")
 

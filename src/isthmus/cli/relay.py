@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from isthmus.agent.metrics import Metrics
-from isthmus.cli.configuration import load_settings
+from isthmus.cli.configuration import holder_name, load_settings
 from isthmus.cli.options import TextFormat
 from isthmus.cli.output import print_value
 from isthmus.model.errors import IsthmusError
@@ -18,7 +18,6 @@ from isthmus.model.settings import RelaySettings
 from isthmus.model.settings_text import parse_relay_settings
 from isthmus.relay.run import Service, open_authority
 from isthmus.relay.status import RelayReport, read_report
-from isthmus.wire.identity import check_name
 
 app = typer.Typer(add_completion=False)
 
@@ -39,7 +38,7 @@ def relay(
 ) -> None:
     """Run a relay, where nodes behind NATs meet, until SIGTERM."""
     settings = load_settings(config, parse_relay_settings) if config else RelaySettings()
-    check_name(settings.name)
+    holder_name(settings.name)
     if status:
         _show(settings, output)
         return

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from isthmus.cli.configuration import holder_name
 from isthmus.cli.options import Format
 from isthmus.cli.output import Column, print_rows
 from isthmus.model.errors import UsageError
@@ -67,7 +68,7 @@ def create(
     ttl_s = parse_duration(ttl)
     if not 0 < ttl_s <= LONGEST_TTL_S:
         raise UsageError(f"a token lives at most {LONGEST_TTL_S / 86_400:.0f} days")
-    holder = Holder(Role.NODE, node) if node else Holder(Role.RELAY, relay)
+    holder = Holder(Role.NODE, holder_name(node)) if node else Holder(Role.RELAY, holder_name(relay))
     made = Authority(directory).create_token(
         holder, ttl_s=ttl_s, address=issuer, now_s=time.time(), secret=secrets.token_bytes(tokens.SECRET_BYTES)
     )
