@@ -6,6 +6,7 @@ start and every period everything is compared again, so start-up is the same cod
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Iterable
 from enum import StrEnum
@@ -99,6 +100,8 @@ class Agent:
         await self.interceptor.probe(self.boot_id)
         stores = DirectoryStore(self.settings.store, self.state / OFFLINE_FILE).changes(stop)
         self._take(await anext(stores))
+        gc.collect()
+        gc.freeze()  # the cluster stays: walking it again and again would hold up changes
         self.identity.start()
         log.info("agent starts", version=__version__, services=len(self.serving.plans))
         async with asyncio.TaskGroup() as tasks:
