@@ -281,6 +281,18 @@ def test_without_pods_in_the_store_the_hint_says_what_will_do():
         find_source("x", facts(pods=()))
 
 
+@pytest.mark.parametrize(("source", "asked"), [("shop/client", 1), ("host", 1), ("cart", 2)])
+def test_the_agent_is_asked_again_only_where_the_namespace_was_not_given(source, asked):
+    questions = []
+
+    def ask(arguments):
+        questions.append(arguments)
+        return answer_facts()(arguments)
+
+    assert trace(source, "web.shop.svc.cluster.local.", TCP, ask, Table()).arrives
+    assert len(questions) == asked
+
+
 def test_a_pod_of_the_host_network_has_the_nodes_addresses():
     pods = (*PODS, Pod("ops", "agent", "edge-1", ("192.168.1.5",), host_network=True))
     assert find_source("agent", facts(pods=pods)).addresses == ("192.168.1.5",)

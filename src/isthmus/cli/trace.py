@@ -90,8 +90,9 @@ def _print_report(number: int, report: Report) -> None:
         _line("object", f"{report.object}, {report.place}" if report.place else report.object)
     if report.setting:
         _line("setting", report.setting)
-    held = styled(report.held.value, _HELD_STYLES[report.held])
-    _line("held against", f"{held}: {report.held_text}" if report.held_text else held)
+    if report.held_text or report.held is not Held.NOT_CHECKED:
+        held = styled(report.held.value, _HELD_STYLES[report.held])
+        _line("held against", f"{held}: {report.held_text}" if report.held_text else held)
     for text in report.alternatives:
         _line("also", text)
 

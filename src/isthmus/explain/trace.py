@@ -49,8 +49,12 @@ def trace(source: str, destination: str, protocol: Protocol, ask: AskFacts, witn
     ``ask`` puts the question "facts" to the agent. Raises UsageError for a source or destination that cannot be meant.
     """
     name, port = split_destination(destination)
-    who = find_source(source, ask({"destination": ""}))
-    facts = ask({"destination": name, "namespace": who.namespace})
+    # A second question is needed only where the namespace, which decides what a short name means, is not in the first.
+    namespace = source.rpartition("/")[0]
+    facts = ask({"destination": name, "namespace": namespace})
+    who = find_source(source, facts)
+    if who.namespace != namespace:
+        facts = ask({"destination": name, "namespace": who.namespace})
     return follow(Flow(who, protocol, name, port=port), facts, witness)
 
 
