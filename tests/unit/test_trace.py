@@ -156,6 +156,14 @@ def test_the_conclusion_claims_nothing_of_a_way_that_was_not_tried():
     assert result.conclusion.endswith("direct to 203.0.113.7:20006, if that answers: it was not tried lately")
 
 
+def test_the_conclusion_names_the_way_that_serves_otherwise():
+    peer = msgspec.structs.replace(PEERS[1], seen=())
+    result = traced(CLIENT, "db-0.db", peers=(peer,), links=())
+    assert result.conclusion.endswith(
+        "on edge-2, direct to 203.0.113.9:20006 if that answers, else relayed by cloud at 192.0.2.10:20004"
+    )
+
+
 def test_one_node_without_a_path_is_told_and_does_not_end_the_connection():
     result = traced(CLIENT, "web", peers=PEERS[1:])
     assert rules(result)[3:5] == ["path:unknown-node", "path:relayed"]

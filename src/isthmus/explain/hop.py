@@ -67,11 +67,15 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class NodePath(msgspec.Struct, frozen=True):
-    """How an endpoint's node is reached, in a few words. ``proven``: it is known to work."""
+    """How an endpoint's node is reached, in a few words.
+
+    ``proven``: it is known to work. ``otherwise``: the way of another kind that serves if it does not.
+    """
 
     node: str
     text: str
     proven: bool
+    otherwise: str = ""
 
 
 class Flow(msgspec.Struct, frozen=True):

@@ -76,7 +76,9 @@ def _reach(node: str, facts: Facts) -> tuple[Report, NodePath | None]:
         return _unreachable(peer, ranking, facts), None
     report = _reached(peer, chosen, ranking, open_links, facts)
     proven = chosen.rank in WORKING or report.held is Held.OK
-    return report, NodePath(node, describe(chosen.path), proven)
+    after = ranking.ways[ranking.ways.index(chosen) + 1 :]
+    otherwise = next((describe(way.path) for way in after if way.path.kind is not chosen.path.kind), "")
+    return report, NodePath(node, describe(chosen.path), proven, otherwise)
 
 
 def _without_certificate(node: str, identity: IdentityStatus) -> Report:

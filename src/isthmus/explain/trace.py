@@ -127,7 +127,11 @@ def _success(flow: Flow, reports: tuple[Report, ...]) -> str:
 
 
 def _path(path: NodePath) -> str:
-    return path.text if path.proven else f"{path.text}, if that answers: it was not tried lately"
+    if path.proven:
+        return path.text
+    if path.otherwise:
+        return f"{path.text} if that answers, else {path.otherwise}"
+    return f"{path.text}, if that answers: it was not tried lately"
 
 
 def _failure(flow: Flow, broken: Report) -> str:
