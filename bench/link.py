@@ -1,35 +1,36 @@
-"""Links between two nodes, beside the direct connection and HAProxy (TCP to TLS 1.3 to TCP), in one run.
+"""An endpoint on another node, encrypted: beside the direct connection and HAProxy (TCP to TLS 1.3 to TCP), in one run.
 
     client pod ── node A ══════ node B ── server pod        four namespaces; direct is routed over both nodes
 
-Runs are interleaved and the median of the ratios is printed. HAProxy has one thread a node and the same cipher family.
-Usage: link.py [--rounds N] [--seconds S] [--only ROW,...]
+HAProxy has one thread a node, the same certificates, both sides authenticated. All ways share the same processors.
+``python -m bench link``; the load is bench/linkload.py.
 """
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from bench.harness import Row, interleave, medians
 from isthmus.wire import identity
 
 HERE = Path(__file__).parent
+ROUNDS, SECONDS = 5, 1.5
 SERVER_PORT, AGENT_PORT, HAPROXY_PORT, LINK_PORT, HAPROXY_LINK = 7000, 7100, 7200, 20006, 20443
 CLIENT, NODE_A, NODE_B, SERVER = "link-bench-c", "link-bench-a", "link-bench-b", "link-bench-s"
 SPACES = (CLIENT, NODE_A, NODE_B, SERVER)
 
-ROWS = {  # name: load, arguments, target as a share of direct, whether HAProxy is compared
-    "one stream": ("bulk", ["1"], 0.25),
-    "eight streams": ("bulk", ["8"], 0.20),
-    "requests/s, kept, 1": ("requests", ["1"], 0.35),
-    "requests/s, kept, 16": ("requests", ["16"], 0.35),
-    "new connections/s, 1": ("connections", ["1"], 0.30),
-    "new connections/s, 16": ("connections", ["16"], 0.30),
+ROWS = {  # title: load, arguments, least share of direct, least multiple of HAProxy, unit
+    "one stream": ("bulk", ["1"], 0.25, 1.3, "Gbit/s"),
+    "eight streams": ("bulk", ["8"], 0.20, 1.3, "Gbit/s"),
+    "requests/s, kept connection": ("requests", ["1"], 0.35, None, "/s"),
+    "requests/s, 16 kept connections": ("requests", ["16"], None, None, "/s"),
+    "new connections/s, 16 at a time": ("connections", ["16"], 0.30, 0.6, "/s"),
 }
 
 
@@ -157,71 +158,55 @@ def load(way: str, role: str, arguments: list[str], seconds: float) -> dict[str,
     return result
 
 
-def measure(rows: list[str], ways: list[str], rounds: int, seconds: float) -> None:
-    print(f"{'':24}" + "".join(f"{way:>12}" for way in ways) + f"{'share':>10}{'target':>8}{'/haproxy':>10}")
-    for row in rows:
-        role, arguments, target = ROWS[row]
-        results: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(rounds):
-            for way in ways:
-                results[way].append(load(way, role, arguments, seconds)["value"])
-        middle = {way: statistics.median(values) for way, values in results.items()}
-        shares = (
-            [] if "direct" not in ways else [i / d for i, d in zip(results["isthmus"], results["direct"], strict=True)]
-        )
-        line = f"{row:24}" + "".join(f"{middle[way]:12.1f}" for way in ways)
-        line += f"{statistics.median(shares or [0.0]):10.2f}{target:8.2f}"
-        if "haproxy" in ways:
-            beside = [i / h for i, h in zip(results["isthmus"], results["haproxy"], strict=True)]
-            line += f"{statistics.median(beside):10.2f}"
-        print(line, flush=True)
-
-
-def beside_bulk(ways: list[str], seconds: float) -> None:
-    """A request beside one bulk stream: how much longer it takes than alone."""
-    for way in ways:
-        alone = load(way, "latency", [], seconds)
-        address, port = TARGETS[way]
-        command = [sys.executable, str(HERE / "linkload.py"), "bulk", address, str(port), "1", str(seconds + 1.5)]
-        with subprocess.Popen(["ip", "netns", "exec", CLIENT, *command], stdout=subprocess.PIPE, text=True) as bulk:
-            time.sleep(0.7)
-            beside = load(way, "latency", [], seconds)
-            rate = json.loads(bulk.communicate()[0])["value"]
-        print(
-            f"request beside bulk, {way:8}: alone {alone['value']:.0f} µs, beside {beside['value']:.0f} µs "
-            f"(x{beside['value'] / alone['value']:.2f}), p99 {beside['p99'] / 1000:.2f} ms, bulk {rate:.1f} Gbit/s",
-            flush=True,
-        )
-
-
-def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=1.5)
-    options.add_argument("--only", default="")
-    options.add_argument("--ways", default="direct,isthmus,haproxy")
-    given = options.parse_args()
+def rows(rounds: int = ROUNDS, ways: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Row]:
+    """Measure; for ``python -m bench link``."""
     os.environ["PYTHONPATH"] = str(HERE.parent / "src")
-    ways = given.ways.split(",")
-    rows = [row for row in ROWS if not given.only or any(row.startswith(part) for part in given.only.split(","))]
     processes = Processes()
     with tempfile.TemporaryDirectory() as text:
         directory = Path(text)
         try:
             lay_out()
-            processes.start(
-                SERVER, [sys.executable, str(HERE / "linkload.py"), "server", "10.77.3.2", str(SERVER_PORT)]
-            )
+            server = [sys.executable, str(HERE / "linkload.py"), "server", "10.77.3.2", str(SERVER_PORT)]
+            processes.start(SERVER, server)
             start_isthmus(processes, certificates(directory))
             if "haproxy" in ways:
                 start_haproxy(processes, directory)
-            measure(rows, ways, given.rounds, given.seconds)
-            if not given.only or "beside" in given.only:
-                beside_bulk([way for way in ways if way != "direct"], given.seconds * 2)
+            for title in ROWS:
+                yield from _shares(title, rounds, ways)
+            yield from beside_bulk(SECONDS * 2)
         finally:
             processes.stop()
             clear()
 
 
-if __name__ == "__main__":
-    main()
+def _value(way: str, role: str, arguments: list[str]) -> float:
+    return load(way, role, arguments, SECONDS)["value"]
+
+
+def _shares(title: str, rounds: int, ways: tuple[str, ...]) -> Iterator[Row]:
+    """Of direct, and of HAProxy: medians of the ratios within a round."""
+    role, arguments, share, multiple, unit = ROWS[title]
+    loads = {way: partial(_value, way, role, arguments) for way in ways}
+    runs = interleave(loads, rounds)
+    figures = ", ".join(f"{way} {value:,.4g}" for way, value in medians(runs).items()) + f" {unit}"
+    for other, target in (("direct", share), ("haproxy", multiple)):
+        if other in runs:
+            ratios = [mine / theirs for mine, theirs in zip(runs["isthmus"], runs[other], strict=True)]
+            value = medians({title: ratios})[title]
+            yield Row(f"{title}, of {other}", value, figures if other == "direct" else "", target)
+
+
+def beside_bulk(seconds: float) -> Iterator[Row]:
+    """A request beside one bulk stream over the same link: how much longer it takes than alone."""
+    alone = load("isthmus", "latency", [], seconds)
+    address, port = TARGETS["isthmus"]
+    command = [sys.executable, str(HERE / "linkload.py"), "bulk", address, str(port), "1", str(seconds + 1.5)]
+    with subprocess.Popen(["ip", "netns", "exec", CLIENT, *command], stdout=subprocess.PIPE, text=True) as bulk:
+        time.sleep(0.7)  # the bulk stream is at its speed
+        beside = load("isthmus", "latency", [], seconds)
+        gbits = json.loads(bulk.communicate()[0])["value"]
+    detail = f"alone {alone['value']:.0f} µs, beside {beside['value']:.0f} µs, bulk {gbits:.1f} Gbit/s"
+    yield Row("median latency beside bulk, of alone", beside["value"] / alone["value"], detail, 2.0, at_most=True)
+    yield Row(
+        "p99 latency beside bulk, ms", beside["p99"] / 1000, f"alone {alone['p99'] / 1000:.2f}", 5.0, at_most=True
+    )

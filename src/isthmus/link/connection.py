@@ -264,8 +264,8 @@ class Connection:
             self._lose(reason)
             return
         self.main.loop.set_handler(self.tls.fd, self._on_tls)
-        self.main.loop.modify(self.tls.fd, READ)
-        self._events = READ
+        self._events = pump.tls_events
+        self._watch()
         self.idle_since_s = self.main.loop.now_s
         self.owner.idle(self)
         if pump.next_open is not None and not self.gone:

@@ -7,11 +7,12 @@ station and moves to the crew when it carries bulk, and back when it is quiet.
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from isthmus.link.station import Station
 from isthmus.link.tlssocket import LINGER_ZERO, LinkLost
-from isthmus.loop.loop import ERROR, GONE, READ, WRITE
+from isthmus.loop.loop import ERROR, GONE, PEER_ENDED, READ, WRITE
 from isthmus.wire.stream import HEADER_BYTES, End, Event, Open, StreamError, data_header_into
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ WINDOW_BYTES = 1 << 20
 BULK_WINDOW_S = 0.05  # a window filled faster than this: bulk, 160 Mbit/s or more
 QUIET_WINDOW_S = 0.5  # a window not filled by then: no bulk any more
 INTACT, LOST = True, False
+READING = READ | PEER_ENDED
 
 
 class Pump:
@@ -54,7 +56,7 @@ class Pump:
         self._plain_fd = plain.fileno()
         self._finished = finished
         self._station = connection.main
-        self._plain_events = READ
+        self._plain_events = READING
         self._tls_events = READ
         self._parked = False
         self._to_plain: memoryview | None = None
@@ -65,20 +67,25 @@ class Pump:
         self.next_open: Open | None = None
 
     @property
+    def tls_events(self) -> int:
+        """What is watched for on the link's socket."""
+        return self._tls_events
+
+    @property
     def on_crew(self) -> bool:
         return self._station.bulk
 
     def start(self, rest: list[Event]) -> None:
         """Begin, on the main station; ``rest`` came together with what opened the stream."""
         loop = self._station.loop
-        loop.add(self._plain_fd, READ, self._on_plain)
+        loop.add(self._plain_fd, READING, self._on_plain)
         loop.set_handler(self._tls.fd, self._on_tls)
         self._guard(lambda: self._take(rest))
 
     # Events.
 
     def _on_plain(self, events: int) -> None:
-        if events == READ and self._plain_events == READ:
+        if events == READ and self._plain_events == READING:
             self._guard(self._outward)
         else:
             self._guard(lambda: self._plain_ready(events))
@@ -115,7 +122,10 @@ class Pump:
         if events & WRITE:
             self._flush_plain()
         if self._plain_events & READ:
-            self._outward()
+            if events & PEER_ENDED:
+                self._outward_to_end()
+            else:
+                self._outward()
         elif events & GONE:
             self._park()
         return False
@@ -136,6 +146,29 @@ class Pump:
         self.bytes_to_link += count
         self._window_bytes += count
         return self._tls.unsent is None
+
+    def _outward_to_end(self) -> None:
+        """As ``_outward``, when the sender has ended: its last bytes and END go in one record where they fit."""
+        station, body = self._station, self._station.out_body
+        try:
+            count = ended = self._plain.recv_into(body)
+        except BlockingIOError:
+            return
+        if 0 < count < len(body):
+            with suppress(BlockingIOError):
+                ended = self._plain.recv_into(body[count:])
+                count += ended
+        start, stop = (0 if count else HEADER_BYTES), HEADER_BYTES + count
+        if count:
+            data_header_into(station.out, count)
+            self.bytes_to_link += count
+            self._window_bytes += count
+        if not ended:
+            self._sent_end = True
+            end = self._connection.machine.end()
+            station.out[stop : stop + len(end)] = end
+            stop += len(end)
+        self._tls.write(station.out[start:stop])
 
     def _inward(self) -> bool:
         """From the link into the plain socket, one chunk at most. True where nothing but bytes has changed."""
@@ -206,7 +239,7 @@ class Pump:
     def _wanted(self) -> tuple[int, int]:
         plain = tls = 0
         if not self._sent_end and self._tls.unsent is None:
-            plain = READ
+            plain = READING
         if self._to_plain is not None:
             plain |= WRITE
         elif self.next_open is None:

@@ -34,8 +34,8 @@ class Station:
         self.chunk_bytes = BULK_CHUNK_BYTES if bulk else LIGHT_CHUNK_BYTES
         self.cipher = memoryview(bytearray(self.chunk_bytes))
         self.plain = memoryview(bytearray(self.chunk_bytes + 2 * RECORD_BYTES))
-        self.out = memoryview(bytearray(HEADER_BYTES + self.chunk_bytes))
-        self.out_body = self.out[HEADER_BYTES:]
+        self.out = memoryview(bytearray(HEADER_BYTES + self.chunk_bytes + HEADER_BYTES))
+        self.out_body = self.out[HEADER_BYTES:-HEADER_BYTES]  # an END may follow
 
 
 class Crew:

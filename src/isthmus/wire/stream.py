@@ -263,14 +263,10 @@ class StreamMachine:
         """Whether an end of the connection now would cut something off."""
         return self.phase in (Phase.OPENING, Phase.STREAMING, Phase.STARTING) or bool(self._partial)
 
-    @property
-    def _data_may_come(self) -> bool:
-        return self.phase is Phase.STREAMING and not self._received_end
-
     def _frame_at(self, data: memoryview, position: int, events: list[Event]) -> int:
         code, length = _unpack(data, position)
-        if code == _DATA and self._data_may_come and 0 < length <= MAX_DATA_BYTES:  # the usual case, without look-ups
-            self._data_left = length
+        if code == _DATA and self.phase is Phase.STREAMING and 0 < length <= MAX_DATA_BYTES and not self._received_end:
+            self._data_left = length  # the usual case, without look-ups
             return position + HEADER_BYTES
         kind = self._check(code, length)
         position += HEADER_BYTES
