@@ -206,9 +206,9 @@ def test_a_conntrack_message_is_parsed_or_refused(raw: bytes) -> None:
 
 
 def test_a_conntrack_message_tells_the_first_packet() -> None:
-    question = conntrack._question(1, 17, source=("10.0.0.2", 5000), destination=("10.96.0.10", 53))
+    question = conntrack._question(17, source=("10.0.0.2", 5000), destination=("10.96.0.10", 53))
     # A question about the reply tuple has the layout of an answer's original tuple, but for the attribute's number.
-    attributes = bytearray(question[20:])
+    attributes = bytearray(question[4:])
     attributes[2] = 1
     assert conntrack.parse_record(bytes(attributes)) == (("10.0.0.2", 5000), ("10.96.0.10", 53))
 

@@ -25,14 +25,18 @@ MAX_FLOWS = 65_536
 PRIORITY = -310
 """Before br_netfilter (0) and before bridge rules of others (-300 and later)."""
 
+RULES = 6
+"""Two that learn and one that leads, for each IP version."""
+
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 _IP = {4: "ip", 6: "ip6"}
 
 
 class BridgeState(msgspec.Struct, frozen=True):
-    """Endpoint addresses and the hardware address of the bridge each is behind."""
+    """Endpoint addresses and the hardware address of the bridge each is behind; ``whole``: every rule is there."""
 
     bridges: dict[str, str]
+    whole: bool = True
 
 
 class Bridge:
@@ -43,10 +47,12 @@ class Bridge:
         if not self._exists():
             return None
         bridges: dict[str, str] = {}
+        rules = 0
         for item in json.loads(run(["nft", "-j", "list", "table", "bridge", TABLE]))["nftables"]:
+            rules += "rule" in item
             for key, value in item.get("map", {}).get("elem", []):
                 bridges[element_text(key)[0]] = value
-        return BridgeState(bridges)
+        return BridgeState(bridges, rules == RULES)
 
     def replace(self, bridges: dict[str, str]) -> None:
         """Lead answers of these endpoints to these hardware addresses. Connections learnt so far are kept."""

@@ -6,12 +6,17 @@ any process, at any time, without knowing what was applied. Not for use from two
 """
 
 import hashlib
+from collections.abc import Container
+from contextlib import closing
+from ipaddress import ip_address
 from pathlib import Path
+from socket import IPPROTO_UDP
 
 import msgspec
 
 from isthmus.kernel import probe
 from isthmus.kernel.bridge import Bridge, bridges_of
+from isthmus.kernel.conntrack import Conntrack
 from isthmus.kernel.devices import Device, Devices
 from isthmus.kernel.iptables import Iptables, choose_flavour, read_nat
 from isthmus.kernel.nft import Nftables
@@ -60,7 +65,6 @@ class Interception:
         self._nft = Nftables()
         self._bridge = Bridge()
         self._applied: InterceptionPlan | None = None
-        self._bridges: dict[str, str] = {}
 
     def finding(self) -> Finding:
         """How TCP's original destination is learnt, tried once a boot (``kernel/original_destination.py``)."""
@@ -84,7 +88,10 @@ class Interception:
         if before is None or verify or _shape(before) != _shape(plan):
             done += self._apply_surroundings(plan)
             done += self._verify_rules(plan)
+            done += self._apply_timeouts(plan)
             done += self._apply_bridges(plan)
+            if done:
+                self._forget(plan.ignored)
         else:
             done += self._update_rules(before, plan)
             if before.preserved != plan.preserved:
@@ -117,6 +124,8 @@ class Interception:
                 done.append(f"{name} rules deleted")
         if self._bridge.remove():
             done.append("bridge rules deleted")
+        if flows := self._forget(None):
+            done.append(f"{flows} redirected UDP flows forgotten")
         if self._routes.remove():
             done.append("routes for marked packets deleted")
         done += [f"device {name} deleted" for name in self._devices.remove()]
@@ -130,12 +139,24 @@ class Interception:
     def _apply_surroundings(self, plan: InterceptionPlan) -> list[str]:
         addresses = frozenset(text for text in (plan.address_v4, plan.address_v6) if text)
         done = list(self._devices.apply(addresses))
-        if plan.udp_timeout:
-            done += self._sysctls.restore()
-        else:
-            done += self._sysctls.raise_to(CONNTRACK_SETTINGS)
         wanted = plan.handover is Handover.TPROXY or bool(plan.preserved)
         return [*done, *self._routes.apply(plan.versions() if wanted else ())]
+
+    def _apply_timeouts(self, plan: InterceptionPlan) -> tuple[str, ...]:
+        """After the rules: only then has conntrack been loaded, and its settings are there."""
+        if plan.udp_timeout:
+            return self._sysctls.restore()
+        return self._sysctls.raise_to(CONNTRACK_SETTINGS)
+
+    def _forget(self, destinations: Container[str] | None) -> int:
+        """Have conntrack forget redirected UDP flows: a client that keeps its port would stay redirected for ever."""
+        try:
+            with closing(Conntrack()) as records:
+                addresses = (self._settings.address_v4, self._settings.address_v6)
+                local = [(address, self._settings.port) for address in addresses if address]
+                return records.forget(IPPROTO_UDP, local, destinations)
+        except NotSupported:  # then such flows end by their time limit
+            return 0
 
     def _backend(self, plan: InterceptionPlan) -> Nftables | Iptables:
         if plan.backend is Backend.NFTABLES:
@@ -181,16 +202,19 @@ class Interception:
             raise
         except KernelError:  # someone has changed or deleted what we meant to change
             return self._verify_rules(plan)
+        if new.ignored:
+            self._forget(new.ignored)
         return [f"{changed} elements changed"] if changed else []
 
     def _apply_bridges(self, plan: InterceptionPlan) -> list[str]:
         ends = frozenset(end.address for end in plan.preserved) if plan.redirect_bridged else frozenset()
         if not ends:
-            return ["bridge rules deleted"] if self._bridges and self._bridge.remove() else []
+            return ["bridge rules deleted"] if self._bridge.remove() else []
         wanted = bridges_of(ends)
         state = self._bridge.read()
-        self._bridges = wanted
-        if state is not None and state.bridges == wanted:
+        if state is not None and not state.whole:
+            self._bridge.remove()
+        elif state is not None and state.bridges == wanted:
             return []
         self._bridge.replace(wanted)
         return ["bridge rules made" if state is None else "bridge rules changed"]
@@ -222,9 +246,20 @@ class _State(msgspec.Struct, frozen=True):
 
 
 def _same(found: Elements, wanted: Elements) -> bool:
-    return {name: items for name, items in found.items() if items} == {
-        name: items for name, items in wanted.items() if items
-    }
+    found, wanted = ({name: items for name, items in side.items() if items} for side in (found, wanted))
+    # Tools may write an address in another way than we do: looked into only where the texts differ.
+    return found == wanted or _canonical(found) == _canonical(wanted)
+
+
+def _canonical(elements: Elements) -> Elements:
+    return {name: {_address(text): note for text, note in items.items()} for name, items in elements.items()}
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return text
 
 
 def _difference(before: InterceptionPlan, after: InterceptionPlan) -> tuple[InterceptionPlan, InterceptionPlan]:

@@ -21,7 +21,7 @@ from isthmus.kernel.nft_rules import (
     structure,
 )
 from isthmus.kernel.run import run
-from isthmus.model.errors import KernelError
+from isthmus.model.errors import KernelError, NotSupported
 from isthmus.plan.interception import InterceptionPlan
 
 NFT = "nft"
@@ -84,7 +84,10 @@ class Nftables:
         return run([NFT, "list", "table", "inet", TABLE]) if self._exists() else ""
 
     def _exists(self) -> bool:
-        listed = json.loads(run([NFT, "-j", "list", "tables", "inet"]))["nftables"]
+        try:
+            listed = json.loads(run([NFT, "-j", "list", "tables", "inet"]))["nftables"]
+        except NotSupported:  # no nft, or no nf_tables: then nothing of ours is in it either
+            return False
         return any(item.get("table", {}).get("name") == TABLE for item in listed)
 
     def _list(self) -> list[Json] | None:

@@ -8,6 +8,7 @@ absent; a missing privilege is an error. The result is remembered for one boot o
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def try_in_scratch_namespace() -> Found:
 
 
 _NOT_PERMITTED_STATUS = 77
+_LINE_FAILED = re.compile(r"restore: line \d+ failed")
 
 
 def _main() -> None:
@@ -193,6 +195,14 @@ def _why_not(act: Callable[[], None]) -> str:
         act()
     except NotSupported as error:
         return error.message
+    except NotPermitted:
+        raise
+    except KernelError as error:
+        # All that iptables-legacy-restore says of a target or match that the kernel does not have. The rules are our
+        # own and correct, and the privilege has been shown by the namespace: nothing else can be the reason.
+        if _LINE_FAILED.search(error.message):
+            return error.message
+        raise
     return ""
 
 

@@ -256,7 +256,7 @@ def plan_interception(
         ignored=dict(ignored),
         preserved=frozenset(preserved),
         use_ipset=not capabilities.ipset,
-        bridge_netfilter=capabilities.bridge_netfilter,
+        bridge_netfilter=backend is Backend.IPTABLES and capabilities.bridge_netfilter,
         redirect_bridged=not capabilities.bridge_redirect,
         udp_timeout=backend is Backend.NFTABLES and not capabilities.udp_timeout,
         notes=tuple(notes),
