@@ -51,9 +51,8 @@ class Answers:
         """How the node is."""
         agent = self._agent
         interception = await agent.interceptor.status()
-        identity_trouble = agent.identity.trouble() if agent.settings.relays or agent.settings.issuer else None
         troubles = agent.troubles.rows(
-            TroubleRow(*identity_trouble) if identity_trouble else None,
+            self._identity_trouble(),
             *self._worker_troubles(),
             TroubleRow("interception.failed", "error", interception.error) if interception.error else None,
             findings=[*agent.change.findings, *self._virtual_findings()],
@@ -185,6 +184,17 @@ class Answers:
         offline = agent.change.origin is Origin.OFFLINE_COPY
         path = agent.settings.store
         return StoreStatus(path, objects, problems[:MAX_TEXTS], notes[:MAX_TEXTS], offline, agent.changed_at)
+
+    def _identity_trouble(self) -> TroubleRow | None:
+        """A node that nothing tells where to enrol may live alone; with other nodes about, it should be known."""
+        agent = self._agent
+        trouble = agent.identity.trouble()
+        if trouble is None:
+            return None
+        code, severity, text = trouble
+        if agent.settings.relays or agent.settings.issuer:
+            return TroubleRow(code, severity, text)
+        return TroubleRow(code, "warning", f"{text}; other nodes cannot be reached") if agent.serving.nodes else None
 
     def _virtual_findings(self) -> list[Any]:
         return [finding for findings in self._agent.serving.virtual_findings.values() for finding in findings]
