@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,15 @@ def residue(name: str) -> dict[str, list[str]]:
     files = [str(path) for path in Path("/etc/netns").glob(f"{start}*")]
     files += [str(path) for path in BASE_DIRECTORY.glob(name)]
     processes = [f"{pid} in {where}" for pid, where in processes_in(namespaces).items()]
+    processes += [text for text in command_lines() if start in text or f"/{name}/" in text]
     return {"namespaces": namespaces, "mounts": mounts, "files": files, "processes": processes}
+
+
+def command_lines() -> Iterator[str]:
+    """The command lines of all processes: those of a lost namespace are found by the lab's name in them."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 class LabMaker:

@@ -11,7 +11,7 @@ from labkit import LabMaker, eventually, heed_ctrl_c, residue
 
 from isthmus.lab import agents
 from isthmus.lab.cluster import Lab
-from isthmus.lab.removal import find_directory
+from isthmus.lab.removal import find_directory, take_down
 
 FILE = """
 dual-stack: true
@@ -145,6 +145,18 @@ def test_a_demo_that_is_interrupted_leaves_nothing(lab_name):
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert not any(residue(lab_name).values())
+
+
+@pytest.mark.parametrize("agents_started", [1, 4])
+def test_down_removes_agents_and_relays_that_a_killed_up_left(lab_name, agents_started):
+    command = [sys.executable, "-m", "isthmus", "lab", "up", "--name", lab_name]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    eventually(lambda: len(running(lab_name)) >= agents_started, 30.0)
+    process.kill()
+    process.wait()
+    assert residue(lab_name)["processes"]
+    assert take_down(lab_name)
+    eventually(lambda: not any(residue(lab_name).values()))
 
 
 def running(name: str) -> list[str]:

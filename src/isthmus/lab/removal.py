@@ -22,6 +22,7 @@ from isthmus.model.errors import IsthmusError
 
 BASE_DIRECTORY = Path("/run/isthmus-lab")
 REGISTRY = "registry.jsonl"
+LOCK = "lock"
 KILL_DEADLINE_S = 10.0
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -85,6 +86,8 @@ def remove(directory: Path) -> None:
     with contextlib.suppress(OSError):
         etc_directory("").rmdir()
     for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name == LOCK:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -93,10 +96,14 @@ def remove(directory: Path) -> None:
 
 def forget(directory: Path) -> None:
     """Give the lab's directory and name back; the last lab takes the directory of labs with it."""
+    (directory / LOCK).unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError:  # another command has come in already: it is that command's now
+        return
     link = BASE_DIRECTORY / directory.name
     if link.is_symlink() and link.readlink() == directory:
         link.unlink()
-    directory.rmdir()
     for parent in {directory.parent, BASE_DIRECTORY}:
         with contextlib.suppress(OSError):
             parent.rmdir()
@@ -136,15 +143,20 @@ def _namespaces(name: str, directory: Path) -> list[str]:
 
 
 def _lock(directory: Path) -> int:
+    """Return the descriptor that holds the lock: a record lock, which a child between fork and exec does not inherit.
+
+    With flock(2) such a child would hold it on for a moment after kill -9 of its parent.
+    """
+    path = directory / LOCK
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # another command has just removed it
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # another command has just removed the directory
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if directory.stat().st_ino == os.fstat(descriptor).st_ino:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
