@@ -8,6 +8,7 @@ proxy.drain(loop.stop)
 """
 
 import errno
+import socket
 from collections.abc import Callable
 from itertools import islice
 from random import Random
@@ -69,20 +70,28 @@ class Proxy:
     def listen(self, intercept: InterceptSettings, read_destination: ReadDestination) -> dict[str, str]:
         """Listen on the interception addresses; returns on what, for ``Ready.detail``: {"tcp4": "ADDRESS:PORT", ...}.
 
-        A node without IPv6 has no ``tcp6``. Raises OSError where an address cannot be bound for another reason.
+        A node without IPv6 has no ``tcp6``. Raises OSError where an address cannot be bound for another reason; nothing
+        is left bound then, and this may be tried again.
         """
         bound: dict[str, str] = {}
-        for family, address in (("4", intercept.address_v4), ("6", intercept.address_v6)):
-            try:
-                streams = transparent_listener(address, intercept.port, backlog=BACKLOG)
-                datagrams = Intake(address, intercept.port)
-            except OSError as error:
-                if family == "6" and error.errno in _NO_FAMILY:
-                    continue
-                raise
+        made: list[tuple[socket.socket, Intake]] = []
+        try:
+            for family, address in (("4", intercept.address_v4), ("6", intercept.address_v6)):
+                try:
+                    made.append(_listeners(address, intercept.port))
+                except OSError as error:
+                    if family == "6" and error.errno in _NO_FAMILY:
+                        continue
+                    raise
+                bound[f"tcp{family}"] = bound[f"udp{family}"] = f"{address}:{intercept.port}"
+        except OSError:
+            for streams, datagrams in made:
+                streams.close()
+                datagrams.close()
+            raise
+        for streams, datagrams in made:
             self.tcp.listen(streams, read_destination)
             self.udp.listen(datagrams)
-            bound[f"tcp{family}"] = bound[f"udp{family}"] = f"{address}:{intercept.port}"
         return bound
 
     def stop_accepting(self) -> None:
@@ -132,3 +141,12 @@ class Proxy:
         self.tcp.abort_all()
         self.udp.close_all()
         stopped()
+
+
+def _listeners(address: str, port: int) -> tuple[socket.socket, Intake]:
+    streams = transparent_listener(address, port, backlog=BACKLOG)
+    try:
+        return streams, Intake(address, port)
+    except OSError:
+        streams.close()
+        raise
