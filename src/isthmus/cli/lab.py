@@ -102,10 +102,10 @@ def execute(
     name: Name = "",
 ) -> None:
     """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
-    _need_root()
     separated = command[0] == "--"
     if not separated and command[0].startswith("-"):
         raise UsageError(f"{command[0]} stands where the command begins", hint="options go before the node or pod")
+    _need_root()
     lab = _find(name)
     argv = lab.command(place, command[separated:])
     sys.stdout.flush()

@@ -11,5 +11,5 @@ INTERCEPTION_MASK = 0x0F
 OWN = 0x01
 # Set on a packet that goes to a transparent socket of this node: an ip rule sends it to our table, which says "local".
 TO_SOCKET = 0x02
-# Set on a socket of ours that connects from a client's own address: answers to it must come back to us. Has the OWN bit.
+# Set on a socket of ours that connects from a client's address: answers to it must come back to us. Has the OWN bit.
 FROM_CLIENT = 0x05
