@@ -75,12 +75,20 @@ class Bed:
         self._processes.append(process)
         return process
 
-    def run(self, namespace: str, command: Sequence[str], *, cpu: int | None = None, timeout_s: float = 60) -> str:
-        """Run a command in a namespace to its end; its standard output. Raises CalledProcessError."""
+    def run(
+        self,
+        namespace: str,
+        command: Sequence[str],
+        *,
+        cpu: int | None = None,
+        timeout_s: float = 60,
+        check: bool = True,
+    ) -> str:
+        """Run a command in a namespace to its end; its standard output. With ``check``, CalledProcessError."""
         pinned = ["taskset", "-c", str(cpu)] if cpu is not None else []
         done = subprocess.run(
             ["ip", "netns", "exec", namespace, *pinned, *command],
-            check=True, capture_output=True, text=True, timeout=timeout_s,
+            check=check, capture_output=True, text=True, timeout=timeout_s,
         )  # fmt: skip
         return done.stdout
 
@@ -117,7 +125,7 @@ class Bed:
         _ip("-n", self.node, "link", "set", "br0", "up")
         for address in ("169.254.96.16/32", "fd00:a9fe:6010::16/128", f"{NODE}/{32 if routed else 24}",
                         f"{NODE_V6}/{128 if routed else 64}"):  # fmt: skip
-            _ip("-n", self.node, "addr", "add", address, "dev", "br0", *(["nodad"] if ":" in address else []))
+            _ip("-n", self.node, "addr", "add", address, "dev", "br0", *_kind(address))
         pods = zip((self.client, *self.servers), (CLIENT, *SERVERS), (CLIENT_V6, *SERVERS_V6), strict=True)
         for number, (name, v4, v6) in enumerate(pods):
             self._add_pod(number, name, v4, v6, routed)
@@ -148,6 +156,13 @@ class Bed:
             _ip("-n", name, "route", "add", NODE_V6, "dev", "eth0")
         _ip("-n", name, "route", "add", "default", "via", NODE)
         _ip("-n", name, "route", "add", "default", "via", NODE_V6)
+
+
+def _kind(address: str) -> list[str]:
+    """Scope host keeps the interception address from being chosen as the source towards a pod."""
+    if ":" in address:
+        return ["nodad"]
+    return ["scope", "host"] if address.startswith("169.254.") else []
 
 
 def _ip(*words: str) -> None:

@@ -23,6 +23,7 @@ from isthmus.plan.serving import Distance, Member, PortPlan, ServiceKind, Servic
 
 ROUNDS = 5
 RUN_S = 2
+TRIES = 10
 CLIENT_CPU = int(os.environ.get("BENCH_CLIENT_CPU", "0"))
 PROXY_CPU = int(os.environ.get("BENCH_PROXY_CPU", "1"))
 SERVER_CPU = int(os.environ.get("BENCH_SERVER_CPU", "1"))
@@ -118,8 +119,12 @@ def _until_answered(bed: Bed, address: str, deadline_s: float = 6.0) -> None:
 def gbits(bed: Bed, address: str, streams: int) -> float:
     """Throughput from the client, Gbit/s, without the first half second."""
     command = ["iperf3", "-c", address, "-p", str(BULK), "-P", str(streams), "-t", str(RUN_S), "-O", "0.5", "-J"]
-    answer = json.loads(bed.run(bed.client, command, cpu=CLIENT_CPU))
-    return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+    for _ in range(TRIES):
+        answer = json.loads(bed.run(bed.client, command, cpu=CLIENT_CPU, check=False))
+        if "error" not in answer:
+            return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+        time.sleep(0.2)  # the server serves one test at a time and may still be closing the one before
+    raise RuntimeError(f"iperf3 against {address}: {answer['error']}")
 
 
 def rate(bed: Bed, address: str, connections: int, *, close: bool = False) -> float:
