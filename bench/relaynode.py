@@ -67,6 +67,9 @@ class Control:
     def dial(self, message: Dial) -> None:
         self._hand(message)
 
+    def announcement_signed(self, signed: bytes) -> None:
+        pass
+
     def dial_failed(self, message: DialFailed) -> None:
         self._hand(message)
 

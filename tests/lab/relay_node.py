@@ -56,6 +56,9 @@ class Node:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
+    def announcement_signed(self, signed: bytes) -> None:
+        pass
+
     def dial_failed(self, message: DialFailed) -> None:
         say("failed", node=message.node, reason=message.reason)
 

@@ -97,17 +97,40 @@ def test_a_direct_path_that_closes_is_replaced_and_used_again_when_it_opens(lab:
     assert eventually(direct_again, 40)
 
 
-def test_when_one_relay_is_gone_the_other_serves(lab: Lab) -> None:
-    assert eventually(lambda: http(lab, "client-a", "http://b.shop/"))
-    used = {str(row["relay"]) for row in links(lab, "edge-1", "edge-2") if row["relay"]}
-    for name in used:
-        lab.stop("relay", name)
+@pytest.mark.parametrize("gone", ["relay-1", "relay-2"])
+def test_when_one_relay_is_gone_the_other_serves(lab: Lab, gone: str) -> None:
+    assert eventually(lambda: http(lab, "client-a", "http://b.shop/"), 15)
+    assert eventually(lambda: _present(lab, "edge-1") == _present(lab, "edge-2") == {"relay-1", "relay-2"}, 15)
+    lab.stop("relay", gone)
     try:
-        took_s = within(8, lambda: http(lab, "client-a", "http://b.shop/", 1).get("node") == "edge-2")
-        assert took_s < 5
+        within(5, lambda: http(lab, "client-a", "http://b.shop/", 1).get("node") == "edge-2")
     finally:
-        for name in used:
+        start_relay(lab, gone)
+
+
+def _present(lab: Lab, node: str) -> set[str]:
+    """The relays that ``node`` has a channel to."""
+    return {row["name"] for row in status(lab, node)["relays"] if row["connected"]}  # type: ignore[attr-defined]
+
+
+def test_nodes_that_share_no_relay_learn_of_each_other_over_their_link(lab: Lab) -> None:
+    for kind, name in (("relay", "relay-1"), ("relay", "relay-2"), ("agent", "edge-1"), ("agent", "cloud-1")):
+        lab.stop(kind, name)
+    try:
+        for name in ("cloud-1", "edge-1"):
+            start_agent(lab, name)
+        assert eventually(lambda: http(lab, "client-a", "http://cloud.shop/", 2), 15)
+        for here, there in (("cloud-1", "edge-1"), ("edge-1", "cloud-1")):
+            assert eventually(lambda here=here, there=there: "announcement" in _sources(lab, here)[there])
+    finally:
+        for name in ("relay-1", "relay-2"):
             start_relay(lab, name)
+    assert eventually(lambda: http(lab, "client-a", "http://b.shop/", 2), 15)
+
+
+def _sources(lab: Lab, node: str) -> dict[str, str]:
+    """Where ``node`` knows each of its peers from."""
+    return {row["node"]: row["source"] for row in status(lab, node)["peers"]}  # type: ignore[attr-defined]
 
 
 def test_an_endpoint_that_is_not_the_node_s_own_is_refused_and_counted(lab: Lab) -> None:

@@ -60,6 +60,9 @@ class Recorder:
     def dial(self, message: Dial) -> None:
         self.dials.append(message)
 
+    def announcement_signed(self, signed: bytes) -> None:
+        pass
+
     def dial_failed(self, message: DialFailed) -> None:
         self.failed.append(message)
 

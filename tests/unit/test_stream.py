@@ -11,6 +11,7 @@ from isthmus.wire.stream import (
     HEADER,
     MAX_DATA_BYTES,
     MAX_REQUEST_BYTES,
+    Announced,
     Datagram,
     End,
     FrameType,
@@ -74,6 +75,22 @@ def test_the_next_open_may_follow_the_last_end_at_once() -> None:
     opener, acceptor = streaming()
     feed(opener, acceptor.end())
     assert feed(acceptor, opener.end() + opener.open(REQUEST)) == [End(), Open(REQUEST)]
+
+
+@given(
+    ours=st.lists(st.binary(max_size=300), max_size=4), theirs=st.lists(st.binary(max_size=300), min_size=1, max_size=4)
+)
+def test_announcements_go_both_ways_before_the_first_stream(ours: list[bytes], theirs: list[bytes]) -> None:
+    opener, acceptor = StreamMachine(Side.OPENER), StreamMachine(Side.ACCEPTOR)
+    assert feed(opener, acceptor.ready(ours)) == [Ready(tuple(ours))]
+    sent = opener.announce(theirs) + opener.open(REQUEST)
+    assert feed(acceptor, sent) == [Announced(tuple(theirs)), Open(REQUEST)]
+
+
+def test_more_announcements_than_may_come_at_once_are_refused() -> None:
+    opener, acceptor = pair()
+    with pytest.raises(StreamError, match="5 announcements"):
+        feed(acceptor, opener.announce([b"x"] * 5))
 
 
 def test_datagram_sessions_share_a_connection() -> None:

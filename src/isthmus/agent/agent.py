@@ -191,6 +191,7 @@ class Agent:
     def _welcome(self) -> Iterable[worker.ToWorker]:
         if credentials := self.identity.message(self.control.registry):
             yield credentials
+        yield self._own_announcement()
         yield from self.peers.everything()
         yield from self.serving.everything()
         yield worker.Synced()
@@ -202,6 +203,8 @@ class Agent:
             case worker.PathReport():
                 if self.peers.report(message):
                     self.queue.add(Work.PEER + message.node)
+            case worker.Heard(node, signed):
+                self.control.accept(signed, f"link with {node}")
             case worker.Trouble(code, text):
                 self.troubles.put(code, "warning", text)
             case _:
@@ -225,6 +228,14 @@ class Agent:
     def relays_changed(self) -> None:
         """As in ControlEvents."""
         self._rank_all()
+
+    def announcement_signed(self, signed: bytes) -> None:
+        """As in ControlEvents."""
+        self.data.send(self._own_announcement())
+
+    def _own_announcement(self) -> worker.Announce:
+        signed = self.control.signed_announcement
+        return worker.Announce((signed,) if signed else ())
 
     def dial(self, message: worker.Dial) -> None:
         """As in ControlEvents."""

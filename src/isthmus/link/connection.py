@@ -17,6 +17,7 @@ from isthmus.link.tlssocket import LinkLost, TlsSocket
 from isthmus.loop.loop import READ, WRITE
 from isthmus.model.ports import Outcome, StreamRequest
 from isthmus.wire.stream import (
+    Announced,
     Datagram,
     Event,
     Open,
@@ -48,6 +49,13 @@ class Opening:
 
 class Owner:
     """What a connection tells its holder. All calls come on the main loop; the defaults do nothing."""
+
+    def announcements(self) -> tuple[bytes, ...]:
+        """What we announce of ourselves at the start of a connection, signed."""
+        return ()
+
+    def heard(self, connection: "Connection", announcements: tuple[bytes, ...]) -> None:
+        """What the other side announced at the start of the connection, unchecked."""
 
     def ready(self, connection: "Connection") -> None:
         """Opener: the acceptor has checked us; the connection is idle for the first time."""
@@ -133,7 +141,7 @@ class Connection:
         self._events = READ
         self.main.loop.add(self.tls.fd, READ, self._on_tls)
         if self.machine.side is Side.ACCEPTOR:
-            self._send(self.machine.ready())
+            self._send(self.machine.ready(self.owner.announcements()))
         if not self.gone:
             self._on_tls(READ)
 
@@ -241,13 +249,26 @@ class Connection:
                 refused.opened(outcome, detail)
             case Open(request):
                 self.owner.wanted(self, request)
-            case Ready():
-                self.idle_since_s = self.main.loop.now_s
-                self.owner.ready(self)
+            case Ready(announcements):
+                self._greet(announcements)
+            case Announced(announcements):
+                self.owner.heard(self, announcements)
+                if len(events) > 1:
+                    self._take(events[1:])
             case SessionOpen() | Datagram() | SessionClose():
                 self.owner.datagrams(self, events)
             case _:
                 self._lose(f"{type(first).__name__} came in phase {self.machine.phase}")
+
+    def _greet(self, announcements: tuple[bytes, ...]) -> None:
+        """Opener: READY came. Our announcements go first, then the connection may be used."""
+        self.idle_since_s = self.main.loop.now_s
+        if announcements:
+            self.owner.heard(self, announcements)
+        if ours := self.owner.announcements():
+            self._send(self.machine.announce(ours))
+        if not self.gone:
+            self.owner.ready(self)
 
     def _carry(self, plain: socket, rest: list[Event], ended: Ended | None) -> None:
         pump = Pump(self, plain, lambda intact, reason: self._stream_over(intact, reason, ended))

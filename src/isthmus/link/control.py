@@ -42,6 +42,9 @@ class ControlEvents(Protocol):
     def relays_changed(self) -> None:
         """A relay was reached or lost, somebody came to it or left it, or its round-trip time changed: rank again."""
 
+    def announcement_signed(self, signed: bytes) -> None:
+        """Our own announcement was signed anew: for the links."""
+
     def dial(self, message: Dial) -> None:
         """For the data worker."""
 
@@ -152,7 +155,7 @@ class ControlClient:
     # From the channels.
 
     def accept(self, signed: Sequence[bytes], relay: str) -> None:
-        """Announcements that a relay forwarded."""
+        """Announcements that a relay forwarded, or that came over a link; ``relay`` names either for the log."""
         if self.registry is None:
             return
         for one in signed:
@@ -179,6 +182,7 @@ class ControlClient:
         self._sequence = max(self._sequence + 1, int(now_s * 1_000))
         filled = _filled(self._content, self._sequence, now_s)
         self.signed_announcement = announcement.seal(filled, self._certificate, self._key)
+        self.events.announcement_signed(self.signed_announcement)
         for channel in self._channels.values():
             channel.send(control.Announce(self.signed_announcement))
 

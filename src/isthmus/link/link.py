@@ -21,14 +21,14 @@ from isthmus.model.ports import EndpointConnector
 from isthmus.model.settings import LINK_PORT
 from isthmus.wire.stream import Side
 from isthmus.wire.tls import Identity, TlsError
-from isthmus.wire.worker import Credentials, DialFailed, DropPeer, FromWorker, PathSpec, PutPeer, Trouble
+from isthmus.wire.worker import Announce, Credentials, DialFailed, DropPeer, FromWorker, PathSpec, PutPeer, Trouble
 from isthmus.wire.worker import Dial as DialMessage
 
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 0.25
 
-LinkMessage = PutPeer | DropPeer | Credentials | DialMessage | DialFailed
+LinkMessage = PutPeer | DropPeer | Credentials | Announce | DialMessage | DialFailed
 
 
 class Link:
@@ -54,9 +54,11 @@ class Link:
         self._tls = TlsState()
         self._crew = Crew(self._limits.crew)
         self._main = Station(loop, bulk=False)
-        self._server = Server(connector, self._limits)
+        room = Room(self._main, self._crew, self._tls, self._limits, control_send)
+        self._gossip = room.gossip
+        self._server = Server(connector, self._limits, room.gossip)
         self._listener = Listener(loop, self._crew, self._tls, self._limits, self._accepted)
-        self.carrier = Carrier(Room(self._main, self._crew, self._tls, self._limits, control_send))
+        self.carrier = Carrier(room)
         self._dials: set[Dial] = set()
         self._dropped: dict[str, str] = {}
         self._sweeper: Timer | None = None
@@ -104,6 +106,8 @@ class Link:
                 self._server.close_where(lambda connection: connection.peer.name == node, reason)
             case Credentials():
                 self._load(message)
+            case Announce(signed):
+                self._gossip.ours = signed
             case DialMessage():
                 self._dial(message)
             case DialFailed(request=request, node=node, reason=reason):

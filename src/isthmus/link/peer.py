@@ -8,6 +8,7 @@ import structlog
 from isthmus.link.connection import Connection, Owner
 from isthmus.link.datagrams import DatagramClient
 from isthmus.link.dial import Dial, Target
+from isthmus.link.gossip import Gossip
 from isthmus.link.limits import LinkLimits
 from isthmus.link.paths import DIRECT, REVERSE, PathBook
 from isthmus.link.pool import Pool, Wish
@@ -29,7 +30,7 @@ REPORT_EVERY_S = 5.0  # a path that goes on working is reported this often; a ch
 class Room:
     """What all peers share. ``send`` takes messages to the control process."""
 
-    __slots__ = ("crew", "limits", "main", "numbers", "send", "tls")
+    __slots__ = ("crew", "gossip", "limits", "main", "numbers", "send", "tls")
 
     def __init__(
         self, main: Station, crew: Crew, tls: TlsState, limits: LinkLimits, send: Callable[[FromWorker], None]
@@ -40,6 +41,7 @@ class Room:
         self.limits = limits
         self.send = send
         self.numbers = count(1)
+        self.gossip = Gossip(send)
 
 
 class Attempt(Owner):
@@ -91,6 +93,12 @@ class Attempt(Owner):
             if self._connection is not None:
                 self._connection.close(reason)
             self._peer.attempt_failed(self, reason)
+
+    def announcements(self) -> tuple[bytes, ...]:
+        return self._peer.room.gossip.ours
+
+    def heard(self, connection: Connection, announcements: tuple[bytes, ...]) -> None:
+        self._peer.room.gossip.tell(connection.peer.name, announcements)
 
     def ready(self, connection: Connection) -> None:
         if self._over:

@@ -5,6 +5,7 @@ from socket import socket
 
 from isthmus.link.connection import Connection, Owner
 from isthmus.link.datagrams import DatagramServer
+from isthmus.link.gossip import Gossip
 from isthmus.link.limits import LinkLimits
 from isthmus.model.ports import EndpointConnector, Outcome, StreamRequest
 from isthmus.wire.stream import Event
@@ -13,8 +14,9 @@ from isthmus.wire.stream import Event
 class Server(Owner):
     """Holds the accepted connections of all peers."""
 
-    def __init__(self, connector: EndpointConnector, limits: LinkLimits) -> None:
+    def __init__(self, connector: EndpointConnector, limits: LinkLimits, gossip: Gossip) -> None:
         self._connector = connector
+        self._gossip = gossip
         self._limits = limits
         self._all: dict[Connection, DatagramServer | None] = {}
         self._draining = False
@@ -48,6 +50,12 @@ class Server(Owner):
         for connection in list(self._all):
             if condition(connection):
                 connection.close(reason)
+
+    def announcements(self) -> tuple[bytes, ...]:
+        return self._gossip.ours
+
+    def heard(self, connection: Connection, announcements: tuple[bytes, ...]) -> None:
+        self._gossip.tell(connection.peer.name, announcements)
 
     def idle(self, connection: Connection) -> None:
         if self._draining:

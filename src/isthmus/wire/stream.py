@@ -3,7 +3,8 @@
 A connection carries one stream at a time. Its two ends have fixed sides: the opener asks for streams, the acceptor
 serves them, whichever of them dialled. Frames are a type (1 byte), a length (4 bytes, big-endian) and a body:
 
-    READY           acceptor, once, after the handshake: identity checked, streams may be opened
+    READY           acceptor, once, after the handshake: identity checked, streams may be opened; its announcements
+    ANNOUNCE        opener, while idle: its announcements (wire/announcement.py), as they were signed
     OPEN            opener: a StreamRequest
     OPENED          acceptor: the endpoint is connected
     REFUSED         acceptor: [outcome, detail]; the connection is idle again
@@ -17,12 +18,14 @@ There is no frame for an abort: it could not pass a receiver that does not read.
 """
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 
 import msgspec
 
 from isthmus.model.errors import IsthmusError
 from isthmus.model.ports import Outcome, StreamRequest
+from isthmus.wire import announcement
 
 HEADER = struct.Struct("!BI")
 HEADER_BYTES = HEADER.size
@@ -30,6 +33,8 @@ SESSION = struct.Struct("!I")
 MAX_DATA_BYTES = 256 * 1024
 MAX_REQUEST_BYTES = 4096
 MAX_DETAIL_BYTES = 1024
+MAX_ANNOUNCEMENTS = 4
+MAX_ANNOUNCE_BYTES = MAX_ANNOUNCEMENTS * (announcement.MAX_BYTES + 8)
 MAX_DATAGRAM_BYTES = 65_535
 
 
@@ -68,10 +73,19 @@ class FrameType(IntEnum):
     SESSION_OPEN = 7
     DATAGRAM = 8
     SESSION_CLOSE = 9
+    ANNOUNCE = 10
 
 
 class Ready(msgspec.Struct, frozen=True):
     """The acceptor has checked us and serves."""
+
+    announcements: tuple[bytes, ...] = ()
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """What the opener announces; believed for its signatures alone, by whoever checks them."""
+
+    announcements: tuple[bytes, ...]
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -118,10 +132,11 @@ class SessionClose(msgspec.Struct, frozen=True):
 
 
 # The bytes of a DATA frame come as a memoryview of what was fed, valid until the buffer is used again.
-Event = memoryview | Ready | Open | Opened | Refused | End | SessionOpen | Datagram | SessionClose
+Event = memoryview | Ready | Announced | Open | Opened | Refused | End | SessionOpen | Datagram | SessionClose
 
 _LENGTHS: dict[FrameType, tuple[int, int]] = {
-    FrameType.READY: (0, 0),
+    FrameType.READY: (0, MAX_ANNOUNCE_BYTES),
+    FrameType.ANNOUNCE: (1, MAX_ANNOUNCE_BYTES),
     FrameType.OPEN: (1, MAX_REQUEST_BYTES),
     FrameType.OPENED: (0, 0),
     FrameType.REFUSED: (1, MAX_DETAIL_BYTES),
@@ -141,7 +156,11 @@ _RECEIVE: dict[tuple[Side, Phase], dict[FrameType, Phase]] = {
         FrameType.DATAGRAM: Phase.DATAGRAMS,
         FrameType.SESSION_CLOSE: Phase.DATAGRAMS,
     },
-    (Side.ACCEPTOR, Phase.IDLE): {FrameType.OPEN: Phase.OPENING, FrameType.SESSION_OPEN: Phase.DATAGRAMS},
+    (Side.ACCEPTOR, Phase.IDLE): {
+        FrameType.OPEN: Phase.OPENING,
+        FrameType.SESSION_OPEN: Phase.DATAGRAMS,
+        FrameType.ANNOUNCE: Phase.IDLE,
+    },
     (Side.ACCEPTOR, Phase.STREAMING): {FrameType.DATA: Phase.STREAMING, FrameType.END: Phase.STREAMING},
     (Side.ACCEPTOR, Phase.DATAGRAMS): {
         FrameType.SESSION_OPEN: Phase.DATAGRAMS,
@@ -152,11 +171,12 @@ _RECEIVE: dict[tuple[Side, Phase], dict[FrameType, Phase]] = {
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(StreamRequest).decode
+_decode_announcements = msgspec.msgpack.Decoder(tuple[bytes, ...]).decode
 _decode_outcome = msgspec.msgpack.Decoder(tuple[Outcome, str]).decode
 
 _TYPES = {int(kind): kind for kind in FrameType}
 _DATA = int(FrameType.DATA)
-_READY, _OPENED, _END = Ready(), Opened(), End()
+_OPENED, _END = Opened(), End()
 
 
 def _frame(kind: FrameType, body: bytes = b"") -> bytes:
@@ -191,11 +211,16 @@ class StreamMachine:
 
     # What we send.
 
-    def ready(self) -> bytes:
-        """Acceptor: serve from now on."""
+    def ready(self, announcements: Sequence[bytes] = ()) -> bytes:
+        """Acceptor: serve from now on; ``announcements`` are ours, signed."""
         self._expect(Side.ACCEPTOR, Phase.STARTING)
         self.phase = Phase.IDLE
-        return _frame(FrameType.READY)
+        return _frame(FrameType.READY, _encode(announcements) if announcements else b"")
+
+    def announce(self, announcements: Sequence[bytes]) -> bytes:
+        """Opener: tell ours, before the first stream."""
+        self._expect(Side.OPENER, Phase.IDLE)
+        return _frame(FrameType.ANNOUNCE, _encode(announcements))
 
     def open(self, request: StreamRequest) -> bytes:
         """Opener: ask for a stream on an idle connection."""
@@ -338,7 +363,9 @@ class StreamMachine:
             case FrameType.REFUSED:
                 return Refused(*_decode_outcome(body))
             case FrameType.READY:
-                return _READY
+                return Ready(_announcements(body))
+            case FrameType.ANNOUNCE:
+                return Announced(_announcements(body))
         (session,) = SESSION.unpack_from(body)
         rest = body[SESSION.size :]
         match kind:
@@ -371,6 +398,13 @@ def _request_body(request: StreamRequest) -> bytes:
     if len(body) > MAX_REQUEST_BYTES:
         raise StreamError(f"a stream request of {len(body)} bytes; the limit is {MAX_REQUEST_BYTES}")
     return body
+
+
+def _announcements(body: bytes) -> tuple[bytes, ...]:
+    found = _decode_announcements(body) if body else ()
+    if len(found) > MAX_ANNOUNCEMENTS:
+        raise StreamError(f"{len(found)} announcements came at once; the limit is {MAX_ANNOUNCEMENTS}")
+    return found
 
 
 def _outcome_body(outcome: Outcome, detail: str) -> bytes:

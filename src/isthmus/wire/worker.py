@@ -72,6 +72,12 @@ class Credentials(msgspec.Struct, frozen=True, tag=True):
     revoked: tuple[str, ...] = ()
 
 
+class Announce(msgspec.Struct, frozen=True, tag=True):
+    """What this node announces of itself, signed (wire/announcement.py), at the start of every link connection."""
+
+    signed: tuple[bytes, ...]
+
+
 class Dial(msgspec.Struct, frozen=True, tag=True):
     """Make a connection for ``node`` now: an answer to NeedConnection, or a peer's wish (reverse, relayed).
 
@@ -102,6 +108,13 @@ class NeedConnection(msgspec.Struct, frozen=True, tag=True):
     node: str
     kind: str
     relay: str
+
+
+class Heard(msgspec.Struct, frozen=True, tag=True):
+    """Worker to control: what ``node`` announced at the start of a link connection, unchecked."""
+
+    node: str
+    signed: tuple[bytes, ...]
 
 
 class PathReport(msgspec.Struct, frozen=True, tag=True):
@@ -144,8 +157,10 @@ class Trouble(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-ToWorker = Self | PutService | DropService | Synced | PutPeer | DropPeer | Credentials | Dial | DialFailed | Ask
-FromWorker = NeedConnection | PathReport | Answer | Ready | Trouble
+ToWorker = (
+    Self | PutService | DropService | Synced | PutPeer | DropPeer | Credentials | Announce | Dial | DialFailed | Ask
+)
+FromWorker = NeedConnection | Heard | PathReport | Answer | Ready | Trouble
 
 encoder = msgspec.msgpack.Encoder()
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
