@@ -105,6 +105,15 @@ def test_broken_settings_are_told(tmp_path, capsys):
     assert "agent.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("contents", [b"\xff\xfe", None])
+def test_settings_that_cannot_be_read_are_wrong_use(tmp_path, capsys, contents):
+    path = tmp_path / "agent.yaml"
+    if contents is not None:
+        path.write_bytes(contents)
+    assert run(["uninstall", "--config", str(path)]) == 2
+    assert "could not read the settings" in capsys.readouterr().err
+
+
 def test_everything_the_kernel_holds_is_named():
     reading = Reading(
         Device(3, "dummy", True, True, frozenset()),

@@ -78,6 +78,15 @@ def test_a_missing_authority_says_how_to_make_one(tmp_path: Path, capsys: pytest
         assert "isthmus ca init" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["", "two\nlines", "x" * 65])
+def test_a_clusters_name_is_one_line_that_fits_into_a_certificate(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isthmus("ca", "init", "--dir", str(tmp_path / "ca"), "--cluster", name) == 2
+    assert "[usage]" in capsys.readouterr().err
+    assert not (tmp_path / "ca").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -101,7 +101,14 @@ def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path):
         load_lab_file(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("name", ["", "a-b", "A", "waytoolonganame", "a/b", ".."])
+def test_what_is_no_text_or_no_file_is_no_lab_file(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\x7fELF\xff\x00")
+    for path, says in ((tmp_path / "binary", "not UTF-8"), (tmp_path, "Is a directory")):
+        with pytest.raises(LabFileError, match=says):
+            load_lab_file(path)
+
+
+@pytest.mark.parametrize("name", ["", "a-b", "A", "waytoolonganame", "a/b", "..", "a\n"])
 def test_a_name_that_could_meet_another_labs_is_refused(name):
     with pytest.raises(UsageError):
         check_name(name)

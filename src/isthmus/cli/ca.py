@@ -9,11 +9,15 @@ import typer
 
 from isthmus.cli.configuration import holder_name
 from isthmus.cli.relay import serve
+from isthmus.model.errors import UsageError
 from isthmus.model.settings import RelaySettings
 from isthmus.relay import authority
 from isthmus.wire import identity
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Make the certificate authority, or serve it.")
+
+LONGEST_CLUSTER_NAME = 64
+"""What fits into the common name of a certificate (RFC 5280, appendix A: ub-common-name)."""
 
 Directory = Annotated[
     Path,
@@ -27,6 +31,8 @@ def init(
     cluster: Annotated[str, typer.Option("--cluster", help="The cluster's name, for people.")] = "isthmus",
 ) -> None:
     """Make a new authority. Refuses to touch one that is there."""
+    if not cluster.isprintable() or not 0 < len(cluster) <= LONGEST_CLUSTER_NAME:
+        raise UsageError(f"a cluster's name has 1 to {LONGEST_CLUSTER_NAME} printable characters")
     made = authority.init(directory, cluster, now_s=time.time())
     print(f"authority of cluster {cluster} made in {directory}")
     print(f"SHA-256 {identity.fingerprint(made.certificate)}")

@@ -25,7 +25,7 @@ from isthmus.model.errors import NotPermitted, UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-File = Annotated[Path | None, typer.Argument(help="The lab file; without one, the demo's.", metavar="[FILE]")]
+File = Annotated[Path | None, typer.Argument(help="The lab file; without one, the demo's.", metavar="FILE")]
 Name = Annotated[str, typer.Option("--name", help="The lab's name; by default the file's, or the only lab there is.")]
 Directory = Annotated[Path, typer.Option("--directory", help="Where the lab keeps its files.", metavar="DIR")]
 
@@ -97,8 +97,10 @@ def place_rows(lab: Lab) -> list[PlaceRow]:
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def execute(
-    place: Annotated[str, typer.Argument(help="A node, host, pod (NAME or NAMESPACE/NAME) or SITE.router.")],
-    command: Annotated[list[str], typer.Argument(help="The command, after --.", metavar="-- COMMAND...")],
+    place: Annotated[
+        str, typer.Argument(help="A node, host, pod (NAME or NAMESPACE/NAME) or SITE.router.", metavar="NODE-OR-POD")
+    ],
+    command: Annotated[list[str], typer.Argument(help="The command, after --.", metavar="-- COMMAND")],
     name: Name = "",
 ) -> None:
     """Run a command in a node or pod; its exit code is ours. In a node, `isthmus` commands find that node's agent."""
@@ -114,7 +116,7 @@ def execute(
 
 @app.command()
 def logs(
-    node: Annotated[str, typer.Argument(help="A node, host, relay or pod.")],
+    node: Annotated[str, typer.Argument(help="A node, host, relay or pod.", metavar="NODE")],
     name: Name = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more is logged.")] = False,
 ) -> None:

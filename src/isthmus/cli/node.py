@@ -41,7 +41,7 @@ def list_nodes(
 
 @app.command("revoke")
 def revoke(
-    name: Annotated[str, typer.Argument(help="The node's name.")],
+    name: Annotated[str, typer.Argument(help="The node's name.", metavar="NAME")],
     relay: Annotated[bool, typer.Option("--relay", help="NAME is a relay, not a node.")] = False,
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:

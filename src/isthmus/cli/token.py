@@ -67,7 +67,7 @@ def create(
         split_address(issuer)
     ttl_s = parse_duration(ttl)
     if not 0 < ttl_s <= LONGEST_TTL_S:
-        raise UsageError(f"a token lives at most {LONGEST_TTL_S / 86_400:.0f} days")
+        raise UsageError(f"a token lives longer than no time, and at most {LONGEST_TTL_S / 86_400:.0f} days")
     holder = Holder(Role.NODE, holder_name(node)) if node else Holder(Role.RELAY, holder_name(relay))
     made = Authority(directory).create_token(
         holder, ttl_s=ttl_s, address=issuer, now_s=time.time(), secret=secrets.token_bytes(tokens.SECRET_BYTES)

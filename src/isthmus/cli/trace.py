@@ -42,7 +42,9 @@ class _AgentsDns:
 
 @app.command(no_args_is_help=True)
 def trace(
-    pod: Annotated[str, typer.Argument(help="NAME, NAMESPACE/NAME, an address, or “host” for the node.")],
+    pod: Annotated[
+        str, typer.Argument(help="NAME, NAMESPACE/NAME, an address, or “host” for the node.", metavar="POD")
+    ],
     destination: Annotated[str, typer.Argument(help="NAME[:PORT] or ADDRESS[:PORT].", metavar="DESTINATION[:PORT]")],
     protocol: Annotated[Transport, typer.Option("--protocol", "-p", help="The transport.")] = Transport.TCP,
     output: Annotated[TextFormat, typer.Option("--output", "-o", help="The form of the answer.")] = TextFormat.TEXT,

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from isthmus.cli.configuration import load_settings
 from isthmus.cli.options import TextFormat
 from isthmus.cli.output import print_value, print_wrapped, styled
 from isthmus.kernel.interception import STATE_FILE, Interception, Reading
@@ -97,7 +98,9 @@ def uninstall(
 
 def _settings(config: Path | None) -> AgentSettings:
     """The settings, unchecked: a node whose settings are wrong must be cleaned as well."""
-    return AgentSettings() if config is None else decode(config.read_text(), AgentSettings, str(config))
+    if config is None:
+        return AgentSettings()
+    return load_settings(config, lambda text, file: decode(text, AgentSettings, file))
 
 
 def stop_agent(path: Path, outcome: Outcome, force: bool) -> None:

@@ -10,8 +10,8 @@ import msgspec
 
 from isthmus.model.settings import RELAY_PORT, DnsSettings, InterceptSettings, ProxySettings, RelaySettings
 
-LAB_NAME = r"^[a-z0-9]{1,12}$"
-OBJECT_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+LAB_NAME = r"[a-z0-9]{1,12}\Z"
+OBJECT_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z"
 
 
 class NatType(StrEnum):

@@ -24,9 +24,11 @@ class LabFileError(IsthmusError):
 def load_lab_file(path: FilePath) -> LabFile:
     """Read and check ``path``; ``manifests`` comes back absolute. Raises LabFileError."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise LabFileError(f"cannot read lab file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LabFileError(f"cannot read lab file {path}: it is not UTF-8 text") from error
     return parse_lab_file(text, str(path), path.resolve().parent)
 
 
