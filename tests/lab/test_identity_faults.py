@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces an
 FULL = """
 import os, sys
 from pathlib import Path
-from isthmus.wire.keyfiles import StateNotWritten, write_private
+from isthmus.files import StateNotWritten, write_private
 where = Path(sys.argv[1])
 write_private(where / "kept", b"old")
 try:
@@ -37,10 +37,9 @@ def here(tmp_path: Path) -> Iterator[Net]:
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    script = f"mount -t tmpfs -o size=64k none {small} && exec {sys.executable} - {small}"
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], input=FULL, capture_output=True, text=True, check=True
-    )
+    # The interpreter's path may hold spaces: it goes to the shell as an argument, not as text.
+    script = ["sh", "-c", 'mount -t tmpfs -o size=64k none "$2" && exec "$1" - "$2"', "sh", sys.executable, str(small)]
+    done = subprocess.run(["unshare", "--mount", *script], input=FULL, capture_output=True, text=True, check=True)
     said, left = done.stdout.splitlines()
     assert "No space left on device" in said and "the old file is as it was" in said
     assert left == "b'old' ['kept']"

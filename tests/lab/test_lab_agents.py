@@ -11,7 +11,8 @@ from labkit import LabMaker, eventually, heed_ctrl_c, residue
 
 from isthmus.lab import agents
 from isthmus.lab.cluster import Lab
-from isthmus.lab.removal import find_directory, take_down
+from isthmus.lab.registry import Registry
+from isthmus.lab.removal import REGISTRY, find_directory, take_down
 
 FILE = """
 dual-stack: true
@@ -145,6 +146,24 @@ def test_a_demo_that_is_interrupted_leaves_nothing(lab_name):
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert not any(residue(lab_name).values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_up_that_is_interrupted_while_it_waits_for_the_agents_leaves_nothing(lab_name, number):
+    command = [sys.executable, "-m", "isthmus", "lab", "up", "--name", lab_name]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    eventually(lambda: Registry(find_directory(lab_name) / REGISTRY).complete, 30.0)
+    process.send_signal(number)
+    assert "interrupted" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert not any(residue(lab_name).values())
+
+
+def test_a_demo_leaves_a_lab_of_its_name_alone(lab):
+    process = demo(lab.name)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, "is up already" in output) == (1, True)
+    assert lab.alive("agent", "edge-1")
 
 
 @pytest.mark.parametrize("agents_started", [1, 4])

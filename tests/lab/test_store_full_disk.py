@@ -36,8 +36,10 @@ def test_a_full_disk_is_reported_and_the_store_goes_on(tmp_path: Path) -> None:
             f"apiVersion: v1\nkind: Service\nmetadata: {{name: s{i}}}\n"
             f"spec: {{clusterIP: 10.96.{i // 250}.{i % 250 + 1}, ports: [{{port: 80}}]}}\n"
         )
-    script = f"mount -t tmpfs -o size=16k tmpfs {state} && exec {sys.executable} -c '{SCENARIO}' {store} {state}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    # The interpreter's path may hold spaces: it goes to the shell as an argument, not as text.
+    script = 'mount -t tmpfs -o size=16k tmpfs "$4" && exec "$1" -c "$2" "$3" "$4"'
+    arguments = ["sh", sys.executable, SCENARIO, str(store), str(state)]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "400 cannot save the offline copy" in done.stdout
     assert "No space left" in done.stdout

@@ -36,7 +36,7 @@ def up(file: File = None, name: Name = "", directory: Directory = BASE_DIRECTORY
     _need_root()
     lab = Lab(_lab_file(file, name), directory)
     console = Console(stderr=True)
-    with _terminated_as_interrupted(), console.status("") as status:
+    with _terminated_as_interrupted(), _down_if_interrupted(lab), console.status("") as status:
         lab.up(lambda step: status.update(f"lab {lab.name}: {step}"))
         status.update(f"lab {lab.name}: waiting for the agents")
         wait_ready(lab, lab.agent_nodes())
@@ -157,8 +157,9 @@ def demo(name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
     _need_root()
     from isthmus.lab.demo import run_demo
 
-    with _terminated_as_interrupted():
-        if not run_demo(Lab(_lab_file(None, name), directory), Console()):
+    lab = Lab(_lab_file(None, name), directory)
+    with _terminated_as_interrupted(), _down_if_interrupted(lab):
+        if not run_demo(lab, Console()):
             raise typer.Exit(1)
 
 
@@ -198,6 +199,18 @@ def _names(label: str) -> tuple[str, str]:
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise NotPermitted("a lab is made of network namespaces, which needs root", hint="run it with sudo")
+
+
+@contextmanager
+def _down_if_interrupted(lab: Lab) -> Iterator[None]:
+    """Ctrl-C leaves nothing: neither half a lab nor one whose agents nobody has waited for."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if lab.made:
+            lab.down()
+        typer.echo(f"interrupted: what was made of lab {lab.name} is removed", err=True)
+        raise
 
 
 @contextmanager

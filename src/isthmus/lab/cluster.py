@@ -65,6 +65,8 @@ class Lab:
         self.directory = base.absolute() / file.name
         self.topology = plan_topology(file)
         self._registry = Registry(self.directory / REGISTRY)
+        self.made = False
+        """Whether it was this object's ``up`` that made the lab, so that whoever called it may take it down again."""
 
     @classmethod
     def find(cls, name: str) -> "Lab":
@@ -157,6 +159,7 @@ class Lab:
         for name in self.agent_nodes():
             agents.start_agent(self, name)
         self._registry.note(Kind.UP, self.name)
+        self.made = True
 
     def agent_nodes(self) -> list[str]:
         """Return the nodes that have an agent."""

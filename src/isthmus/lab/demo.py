@@ -230,8 +230,10 @@ def run_demo(lab: Lab, console: Console) -> bool:
         )
         good = _tell_all(Teller(lab, console))
     finally:
-        with console.status("taking the lab down"):
-            lab.down()
+        # A lab of that name that was up before is somebody's: `up` has refused, and it stays.
+        if lab.made:
+            with console.status("taking the lab down"):
+                lab.down()
     took = time.monotonic() - started
     console.print(
         f"\n[green]All as told[/], in {took:.1f} s. Nothing is left on this machine."
