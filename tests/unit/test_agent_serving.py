@@ -117,3 +117,12 @@ def test_an_announcement_that_claims_the_service_range_is_not_believed() -> None
     serving = Serving(ME, Sent(), lambda: 0.0)
     assert not serving.announce("n2", NodeFacts("east", ("10.96.0.0/16",), ()))
     assert "n2" not in serving.nodes
+
+
+def test_a_cluster_address_outside_the_service_ranges_is_reported_until_it_is_mended() -> None:
+    serving = Serving(ME, Sent(), lambda: 0.0)
+    wrong = Service("shop", "web", cluster_ips=("10.200.0.1",), ports=(ServicePort(80),))
+    serving.change((wrong,), ())
+    assert [str(finding.code) for finding in serving.findings[wrong.key]] == ["service.not-in-range"]
+    serving.change((Service("shop", "web", cluster_ips=("10.96.0.1",), ports=(ServicePort(80),)),), ())
+    assert not serving.findings

@@ -20,7 +20,7 @@ from isthmus.relay.keystore import KeyStore
 from isthmus.wire import enrolment, identity, token
 from isthmus.wire.enrolment import Enrol, RefusalCode
 from isthmus.wire.identity import Holder, Role
-from isthmus.wire.keyfiles import StateNotWritten, write_private
+from isthmus.files import StateNotWritten, write_private
 from isthmus.wire.tls import TlsFiles
 
 NODE = Holder(Role.NODE, "edge-1")

@@ -32,7 +32,7 @@ def test_no_label_is_documented_that_the_code_does_not_know() -> None:
 
 
 def test_the_codes_of_findings_are_the_documented_ones() -> None:
-    documented = re.findall(r"^\| `((?:manifest|store|virtual)\.[a-z-]+)`", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| `((?:manifest|store|virtual|service)\.[a-z-]+)`", PAGE, re.MULTILINE)
     assert documented == [code.value for code in Code]
 
 

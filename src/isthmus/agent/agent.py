@@ -19,7 +19,6 @@ import structlog
 from isthmus import __version__
 from isthmus.agent.answers import Answers
 from isthmus.agent.api import LocalApi
-from isthmus.agent.data_worker import DataConfig
 from isthmus.agent.identity import NodeIdentity
 from isthmus.agent.interceptor import Interceptor
 from isthmus.agent.metrics import Metrics
@@ -28,7 +27,7 @@ from isthmus.agent.queue import WorkQueue
 from isthmus.agent.serving import Serving
 from isthmus.agent.troubles import Troubles
 from isthmus.agent.workers import WorkerProcess
-from isthmus.dns.worker import DnsConfig
+from isthmus.files import make_private_directory, read_if_there, write_private
 from isthmus.kernel.addresses import local_addresses, reachable_addresses
 from isthmus.link.control import ControlClient
 from isthmus.model.cluster import Key
@@ -41,7 +40,6 @@ from isthmus.store.change import Change
 from isthmus.store.directory import DirectoryStore
 from isthmus.wire import worker
 from isthmus.wire.announcement import Announcement
-from isthmus.wire.keyfiles import make_private_directory, read_if_there, write_private
 from isthmus.wire.local import QUESTIONS, SOCKET_NAME
 from isthmus.wire.tls import TlsFiles
 
@@ -172,12 +170,14 @@ class Agent:
     # The workers.
 
     def _data_config(self) -> bytes:
-        return msgspec.json.encode(DataConfig(self.settings, self.interceptor.handover, self.interceptor.by_record))
+        return msgspec.json.encode(
+            worker.DataConfig(self.settings, self.interceptor.handover, self.interceptor.by_record)
+        )
 
     def _dns_config(self) -> bytes:
         settings = self.settings
         return msgspec.json.encode(
-            DnsConfig(
+            worker.DnsConfig(
                 listen=self.interceptor.addresses,
                 dns=settings.dns,
                 local_networks=(*settings.intercept.service_cidrs, *settings.virtual_cidrs),

@@ -11,6 +11,7 @@ from isthmus import __version__
 from isthmus.agent.rules import rule_rows
 from isthmus.agent.workers import WorkerSilent
 from isthmus.model.errors import IsthmusError
+from isthmus.model.findings import Finding
 from isthmus.plan.queries import relevant
 from isthmus.plan.serving import Member, ServicePlan
 from isthmus.store.change import Origin
@@ -55,7 +56,7 @@ class Answers:
             self._identity_trouble(),
             *self._worker_troubles(),
             TroubleRow("interception.failed", "error", interception.error) if interception.error else None,
-            findings=[*agent.change.findings, *self._virtual_findings()],
+            findings=self._findings(),
         )
         links = await self._links()
         return Status(
@@ -172,7 +173,7 @@ class Answers:
 
     def _store(self) -> StoreStatus:
         agent, cluster = self._agent, self._agent.serving.cluster
-        findings = [*agent.change.findings, *self._virtual_findings()]
+        findings = self._findings()
         problems = [str(finding) for finding in findings if finding.is_problem]
         notes = [str(finding) for finding in findings if not finding.is_problem]
         objects = {
@@ -196,8 +197,10 @@ class Answers:
             return TroubleRow(code, severity, text)
         return TroubleRow(code, "warning", f"{text}; other nodes cannot be reached") if agent.serving.nodes else None
 
-    def _virtual_findings(self) -> list[Any]:
-        return [finding for findings in self._agent.serving.virtual_findings.values() for finding in findings]
+    def _findings(self) -> list[Finding]:
+        """What reading and planning found."""
+        planned = self._agent.serving.findings.values()
+        return [*self._agent.change.findings, *(finding for findings in planned for finding in findings)]
 
     def _worker_troubles(self) -> list[TroubleRow]:
         return [
@@ -247,8 +250,6 @@ def _endpoint_row(plan: ServicePlan, member: Member, states: list[EndpointState]
 
 
 def _link_row(link: dict[str, Any]) -> LinkRow:
-    moved = link["bytes"]
-    sent, received = moved if isinstance(moved, list) else (moved, 0)
     return LinkRow(
         node=link["peer"],
         path=link["kind"],
@@ -256,8 +257,8 @@ def _link_row(link: dict[str, Any]) -> LinkRow:
         relay=link["relay"],
         state=link["state"],
         streams=link["streams"],
-        bytes_out=sent,
-        bytes_in=received,
+        bytes_out=link["sent_bytes"],
+        bytes_in=link["received_bytes"],
         age_s=link["age_s"],
         tls=link["tls"],
     )

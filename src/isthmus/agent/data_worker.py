@@ -21,26 +21,15 @@ from isthmus.loop.channel import Channel
 from isthmus.loop.loop import Loop
 from isthmus.loop.process import end_with_parent, raise_descriptor_limit
 from isthmus.model.ports import DatagramEndpoint, EndpointConnector, Outcome, StreamRequest
-from isthmus.model.settings import AgentSettings
 from isthmus.plan.interception import Handover
 from isthmus.proxy.proxy import Proxy
 from isthmus.proxy.tcp import ReadDestination
 from isthmus.wire import worker
+from isthmus.wire.worker import DataConfig
 
 log = structlog.get_logger(__name__)
 
 LISTEN_AGAIN_S = 0.2
-
-
-class DataConfig(msgspec.Struct, frozen=True):
-    """What the worker is started with.
-
-    ``by_record``: after DNAT conntrack's record tells the original destination, for SO_ORIGINAL_DST hangs here.
-    """
-
-    settings: AgentSettings
-    handover: Handover = Handover.DNAT
-    by_record: bool = False
 
 
 class _Endpoints:

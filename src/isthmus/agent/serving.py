@@ -5,13 +5,14 @@ the one sent last is sent. Nothing here decides: plan/ does.
 """
 
 from collections.abc import Callable, Iterable
+from ipaddress import ip_network
 
 from isthmus.model.cluster import Key, Node, Object, Service
 from isthmus.model.findings import Finding
 from isthmus.model.index import Cluster
 from isthmus.model.settings import AgentSettings
 from isthmus.plan.nodes import KnownNode, Me, NodeFacts, describe_me, merge_node
-from isthmus.plan.services import plan_service, wanted_virtual
+from isthmus.plan.services import outside_ranges, plan_service, wanted_virtual
 from isthmus.plan.serving import ServicePlan
 from isthmus.plan.virtual import VirtualPool, VirtualRecord
 from isthmus.wire.worker import DropService, PutService
@@ -39,8 +40,9 @@ class Serving:
         """The few plans that bear on the kernel's rules: opted out, or preserving client addresses."""
         self.nodes: dict[str, NodeFacts] = {}
         self.known: dict[str, KnownNode] = {}
-        self.virtual_findings: dict[Key, tuple[Finding, ...]] = {}
+        self.findings: dict[Key, tuple[Finding, ...]] = {}
         self._announced: dict[str, NodeFacts] = {}
+        self._ranges = tuple(ip_network(text) for text in settings.intercept.service_cidrs)
         self._reserved = (*settings.intercept.service_cidrs, *settings.virtual_cidrs)
         self.me: Me = describe_me(settings.node, settings.site, settings.pod_cidrs, None)
 
@@ -114,11 +116,11 @@ class Serving:
     def _plan_one(self, key: Key, service: Service) -> None:
         slices = self.cluster.slices_of(key)
         wanted = wanted_virtual(service, slices, self.nodes, self.me)
-        findings = self.pool.want(key, wanted, self._now_s())
+        findings = (*self.pool.want(key, wanted, self._now_s()), *outside_ranges(service, self._ranges))
         if findings:
-            self.virtual_findings[key] = findings
+            self.findings[key] = findings
         else:
-            self.virtual_findings.pop(key, None)
+            self.findings.pop(key, None)
         plan = plan_service(service, slices, self.nodes, self.me, self.pool.addresses)
         if self.plans.get(key) != plan:
             self.plans[key] = plan
@@ -130,7 +132,7 @@ class Serving:
 
     def _forget(self, key: Key) -> None:
         self.pool.want(key, (), self._now_s())
-        self.virtual_findings.pop(key, None)
+        self.findings.pop(key, None)
         self.exceptional.pop(key, None)
         if self.plans.pop(key, None) is not None:
             self._publish(DropService(key.namespace, key.name))

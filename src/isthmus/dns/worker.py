@@ -30,25 +30,15 @@ from isthmus.dns.upstreams import UpstreamError, Upstreams, parse_resolv_conf, p
 from isthmus.loop.channel import Channel
 from isthmus.loop.loop import Loop
 from isthmus.loop.process import end_with_parent, raise_descriptor_limit
-from isthmus.model.settings import DNS_PORT, INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6, DnsSettings
 from isthmus.plan.names import Names, RecordType
 from isthmus.wire import worker
+from isthmus.wire.worker import DnsConfig
 
 log = structlog.get_logger(__name__)
 
 WAIT_FOR_STATE_S = 2.0  # then cluster names get SERVFAIL until Synced; other names are served
 REBIND_S = 0.2
 RESOLV_CONF_S = 2.0
-
-
-class DnsConfig(msgspec.Struct, frozen=True, rename="kebab"):
-    """What the worker is started with. ``local_networks``: ranges whose reverse names are answered here alone."""
-
-    listen: tuple[str, ...] = (INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6)
-    port: int = DNS_PORT
-    dns: DnsSettings = DnsSettings()
-    local_networks: tuple[str, ...] = ()
-    resolv_conf: str = "/etc/resolv.conf"
 
 
 def command(fd: int, config: DnsConfig) -> list[str]:

@@ -40,6 +40,7 @@ ADVICE = {
     "store.offline-unsaved": "make room on the disk of the state directory",
     "store.unwatched": "raise fs.inotify.max_user_watches; until then changes are seen later",
     "virtual.exhausted": "set a larger range in virtual-cidrs",
+    "service.not-in-range": "add its range to intercept.service-cidrs",
     "virtual.unreadable": "nothing to mend: addresses are given anew, and clients that kept one ask again",
     "worker.data": "look at the agent's log for why it ended; it is started again by itself",
     "worker.dns": "look at the agent's log for why it ended; it is started again by itself",

@@ -14,6 +14,7 @@ from socket import IPPROTO_UDP
 
 import msgspec
 
+from isthmus.files import StateNotWritten, write_private
 from isthmus.kernel import probe
 from isthmus.kernel.bridge import Bridge, bridges_of
 from isthmus.kernel.conntrack import Conntrack
@@ -23,7 +24,7 @@ from isthmus.kernel.nft import Nftables
 from isthmus.kernel.nft_rules import UDP_TIMEOUT_S, Elements
 from isthmus.kernel.original_destination import Finding, Method, Trial
 from isthmus.kernel.routes import Routes
-from isthmus.kernel.sysctls import Change, Sysctls, write_private
+from isthmus.kernel.sysctls import Change, Sysctls
 from isthmus.model.errors import KernelError, NotSupported
 from isthmus.model.settings import Backend, InterceptSettings
 from isthmus.plan.interception import Capabilities, Handover, InterceptionPlan, Preserved
@@ -33,6 +34,8 @@ CONNTRACK_SETTINGS = {
     "net/netfilter/nf_conntrack_udp_timeout": UDP_TIMEOUT_S,
     "net/netfilter/nf_conntrack_udp_timeout_stream": UDP_TIMEOUT_S,
 }
+PORT_SETTINGS = {"net/ipv4/tcp_tw_reuse": "1"}
+"""The proxy connects often from one address to one endpoint: ports in TIME_WAIT are used again after a second."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ class Interception:
         if before is None or verify or _shape(before) != _shape(plan):
             done += self._apply_surroundings(plan)
             done += self._verify_rules(plan)
-            done += self._apply_timeouts(plan)
+            done += self._apply_settings(plan)
             done += self._apply_bridges(plan)
             if done:
                 self._forget(plan.ignored)
@@ -142,11 +145,13 @@ class Interception:
         wanted = plan.handover is Handover.TPROXY or bool(plan.preserved)
         return [*done, *self._routes.apply(plan.versions() if wanted else ())]
 
-    def _apply_timeouts(self, plan: InterceptionPlan) -> tuple[str, ...]:
+    def _apply_settings(self, plan: InterceptionPlan) -> tuple[str, ...]:
         """After the rules: only then has conntrack been loaded, and its settings are there."""
         if plan.udp_timeout:
-            return self._sysctls.restore()
-        return self._sysctls.raise_to(CONNTRACK_SETTINGS)
+            done = list(self._sysctls.restore(keep=PORT_SETTINGS))
+        else:
+            done = list(self._sysctls.raise_to(CONNTRACK_SETTINGS))
+        return (*done, *self._sysctls.set_to(PORT_SETTINGS))
 
     def _forget(self, destinations: Container[str] | None) -> int:
         """Have conntrack forget redirected UDP flows: a client that keeps its port would stay redirected for ever."""
@@ -232,7 +237,7 @@ class Interception:
         try:
             state = _State(self._boot_id, _shape_digest(plan), listing)
             write_private(self._state_dir / STATE_FILE, msgspec.json.encode(state))
-        except OSError:  # a full disk: the next start makes the rules anew, in one transaction
+        except StateNotWritten:  # a full disk: the next start makes the rules anew, in one transaction
             pass
 
 

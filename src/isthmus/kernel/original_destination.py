@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from isthmus.files import StateNotWritten, write_private
 from isthmus.kernel.conntrack import Conntrack, NotIntercepted
 from isthmus.kernel.sockets import Address, parse_sockaddr, peer_of
 from isthmus.model.errors import KernelError
@@ -173,13 +174,10 @@ class Trial:
 
     def _remember(self, finding: Finding) -> None:
         text = json.dumps(msgspec.to_builtins(finding), indent=2) + "\n"
-        temporary = self._file.with_suffix(".new")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(self._file)
-        except OSError:  # a full disk costs one more trial at the next start, nothing else
-            temporary.unlink(missing_ok=True)
+            write_private(self._file, text.encode())
+        except StateNotWritten:  # a full disk costs one more trial at the next start, nothing else
+            pass
 
 
 def _ended(child: "subprocess.Popen[bytes]", within_s: float) -> bool:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from isthmus.files import StateNotWritten, write_private
 from isthmus.kernel.bridge import Bridge
 from isthmus.kernel.iptables import Iptables
 from isthmus.kernel.nft import Nftables
-from isthmus.kernel.sysctls import write_private
 from isthmus.model.errors import KernelError, NotPermitted, NotSupported
 from isthmus.model.settings import Backend
 from isthmus.plan.interception import Capabilities, Handover, Ignored, InterceptionPlan, Preserved
@@ -64,7 +64,7 @@ class Probe:
         found = try_in_scratch_namespace()
         try:
             write_private(self._file, msgspec.json.encode(_Kept(self._key, found)))
-        except OSError:  # costs one more probe at the next start
+        except StateNotWritten:  # costs one more probe at the next start
             pass
         return found
 

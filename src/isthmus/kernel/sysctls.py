@@ -4,11 +4,12 @@ The state file (mode 0600) holds the value that was there before our first chang
 one value is put back only while it is still the one that we wrote: a change that someone made since is theirs.
 """
 
-import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from isthmus.files import StateNotWritten, write_private
 from isthmus.model.errors import KernelError, NotPermitted
 
 STATE_FILE = "sysctls.json"
@@ -47,24 +48,37 @@ class Sysctls:
 
     def raise_to(self, minimum: dict[str, int]) -> tuple[str, ...]:
         """Have each setting at least at its minimum; what was changed, in words. Missing settings are passed over."""
+        low = {
+            name: str(least)
+            for name, least in minimum.items()
+            if (now := self.read(name)) is not None and now.isdigit() and int(now) < least
+        }
+        return self.set_to(low)
+
+    def set_to(self, wanted: dict[str, str]) -> tuple[str, ...]:
+        """Have each setting at its value; what was changed, in words. Missing settings are passed over."""
         done: list[str] = []
-        for name, least in minimum.items():
+        for name, value in wanted.items():
             now = self.read(name)
-            if now is None or not now.isdigit() or int(now) >= least:
+            if now is None or now == value:
                 continue
-            self._note(Change(name, self._before(name, now), str(least)))
-            self._write(name, str(least))
-            done.append(f"sysctl {name}: {now} -> {least}")
+            self._note(Change(name, self._before(name, now), value))
+            self._write(name, value)
+            done.append(f"sysctl {name}: {now} -> {value}")
         return tuple(done)
 
-    def restore(self) -> tuple[str, ...]:
-        """Put back what is still as we wrote it, and forget all; what was changed, in words."""
+    def restore(self, keep: Iterable[str] = ()) -> tuple[str, ...]:
+        """Put back what is still as we wrote it, and forget it, all but ``keep``; what was changed, in words."""
         done: list[str] = []
+        kept = tuple(change for change in self.changes() if change.name in set(keep))
         for change in self.changes():
-            if self.read(change.name) == change.ours:
+            if change not in kept and self.read(change.name) == change.ours:
                 self._write(change.name, change.before)
                 done.append(f"sysctl {change.name}: {change.ours} -> {change.before}")
-        self._file.unlink(missing_ok=True)
+        if kept:
+            self._keep(kept)
+        else:
+            self._file.unlink(missing_ok=True)
         return tuple(done)
 
     def _before(self, name: str, now: str) -> str:
@@ -74,13 +88,14 @@ class Sysctls:
 
     def _note(self, change: Change) -> None:
         others = tuple(other for other in self.changes() if other.name != change.name)
-        raw = msgspec.json.format(msgspec.json.encode(_State(self._boot_id, (*others, change))), indent=2)
+        self._keep((*others, change))
+
+    def _keep(self, changes: tuple[Change, ...]) -> None:
+        raw = msgspec.json.format(msgspec.json.encode(_State(self._boot_id, changes)), indent=2)
         try:
             write_private(self._file, raw + b"\n")
-        except OSError as error:
-            raise KernelError(
-                f"writing {self._file}: {error.strerror}", hint="no setting is changed that could not be restored"
-            ) from error
+        except StateNotWritten as error:
+            raise KernelError(error.message, hint="no setting is changed that could not be restored") from error
 
     def _write(self, name: str, value: str) -> None:
         try:
@@ -94,19 +109,3 @@ class Sysctls:
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot_id: str
     changes: tuple[Change, ...]
-
-
-def write_private(file: Path, content: bytes) -> None:
-    """Write a file of mode 0600 so that at every moment the old content or the new one is there. OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

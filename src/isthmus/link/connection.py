@@ -83,7 +83,8 @@ class Connection:
         "_events",
         "_opening",
         "_pump",
-        "carried_bytes",
+        "_received_bytes",
+        "_sent_bytes",
         "created_s",
         "crew",
         "gone",
@@ -110,7 +111,7 @@ class Connection:
         self.gone = False
         self.created_s = self.idle_since_s = main.loop.now_s
         self.streams = 0
-        self.carried_bytes = 0
+        self._sent_bytes = self._received_bytes = 0
         self._opening: Opening | None = None
         self._pump: Pump | None = None
         self._events = 0
@@ -125,10 +126,14 @@ class Connection:
         return str(self.machine.phase)
 
     @property
-    def moved_bytes(self) -> int:
-        """Of all its streams so far."""
-        pump = self._pump
-        return self.carried_bytes + (pump.bytes_from_link + pump.bytes_to_link if pump is not None else 0)
+    def sent_bytes(self) -> int:
+        """Of all its streams so far, into the link."""
+        return self._sent_bytes + (self._pump.bytes_to_link if self._pump is not None else 0)
+
+    @property
+    def received_bytes(self) -> int:
+        """Of all its streams so far, out of the link."""
+        return self._received_bytes + (self._pump.bytes_from_link if self._pump is not None else 0)
 
     @property
     def opening_since_s(self) -> float | None:
@@ -278,7 +283,8 @@ class Connection:
     def _stream_over(self, intact: bool, reason: str, ended: Ended | None) -> None:
         pump, self._pump = self._pump, None
         assert pump is not None
-        self.carried_bytes += pump.bytes_to_link + pump.bytes_from_link
+        self._sent_bytes += pump.bytes_to_link
+        self._received_bytes += pump.bytes_from_link
         if ended is not None:
             ended(pump.bytes_to_link, pump.bytes_from_link)
         if not intact:

@@ -14,12 +14,12 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from isthmus.files import read_private
 from isthmus.link.control_channel import RelayChannel, RelayState
 from isthmus.model.errors import IsthmusError
 from isthmus.model.settings import RelayAddress
 from isthmus.wire import announcement, control, identity
 from isthmus.wire.announcement import Announcement, Network
-from isthmus.wire.keyfiles import read_private
 from isthmus.wire.registry import Registry
 from isthmus.wire.tls import TlsFiles, client_context
 from isthmus.wire.worker import Dial, DialFailed, NeedConnection

@@ -227,7 +227,7 @@ class Pool(Owner):
         return (
             len(self._idle) >= limits.idle_most
             or self._loop.now_s - connection.created_s > limits.age_s
-            or connection.carried_bytes > limits.reuse_bytes
+            or connection.sent_bytes + connection.received_bytes > limits.reuse_bytes
             or self._outranked(connection.path.kind)
         )
 

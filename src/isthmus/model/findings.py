@@ -38,6 +38,7 @@ class Code(StrEnum):
     OFFLINE_UNSAVED = "store.offline-unsaved"
     OFFLINE_UNREADABLE = "store.offline-unreadable"
     VIRTUAL_EXHAUSTED = "virtual.exhausted"
+    NOT_IN_RANGE = "service.not-in-range"
 
 
 class Finding(msgspec.Struct, frozen=True):

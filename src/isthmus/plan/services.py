@@ -8,9 +8,11 @@ The agent asks in this order for each service that model/index.py names::
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from isthmus.model import labels
 from isthmus.model.cluster import Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, ServiceType
+from isthmus.model.findings import Code, Finding, Severity
 from isthmus.plan.nodes import Me, NodeFacts
 from isthmus.plan.optout import OptOut, opt_out
 from isthmus.plan.serving import Balance, Distance, Member, PortPlan, ServiceKind, ServicePlan
@@ -70,6 +72,30 @@ def wanted_virtual(
     return tuple(
         key for key in sorted(_gather(service, slices)) if visibility(*key, nodes, me).action is Visibility.VIRTUAL
     )
+
+
+def outside_ranges(service: Service, ranges: Sequence[IPv4Network | IPv6Network]) -> tuple[Finding, ...]:
+    """A warning for each cluster address in none of the service ``ranges``: the kernel leaves it alone."""
+    if opt_out(service).action is OptOut.IGNORE:
+        return ()
+    return tuple(
+        Finding(
+            Severity.WARNING,
+            Code.NOT_IN_RANGE,
+            f"{address} is in no service range, so it is not intercepted",
+            service.source.file,
+            service.source.line,
+            "spec.clusterIP",
+            "a range that holds it in the setting intercept.service-cidrs",
+            str(service.key),
+        )
+        for address in service.cluster_ips
+        if not any(_holds(network, address) for network in ranges)
+    )
+
+
+def _holds(network: IPv4Network | IPv6Network, address: str) -> bool:
+    return ip_address(address) in network
 
 
 def service_kind(service: Service) -> ServiceKind:

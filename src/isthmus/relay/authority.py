@@ -19,10 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from isthmus.wire import enrolment, identity, revocation, token
-from isthmus.wire.enrolment import Enrol, RefusalCode, Renew
-from isthmus.wire.identity import Certificate, Holder, IdentityError
-from isthmus.wire.keyfiles import (
+from isthmus.files import (
     StateNotWritten,
     StateUnreadable,
     create_private,
@@ -32,6 +29,9 @@ from isthmus.wire.keyfiles import (
     sync_directory,
     write_private,
 )
+from isthmus.wire import enrolment, identity, revocation, token
+from isthmus.wire.enrolment import Enrol, RefusalCode, Renew
+from isthmus.wire.identity import Certificate, Holder, IdentityError
 from isthmus.wire.token import Token
 
 DEFAULT_DIRECTORY = Path("/var/lib/isthmus-ca")

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import structlog
 
+from isthmus.files import StateNotWritten
 from isthmus.model.errors import IsthmusError
 from isthmus.relay.authority import Authority, NotIssued
 from isthmus.wire import enrolment, identity, revocation
 from isthmus.wire.enrolment import ClientReader, Enrol, Fetch, FromClient, FromIssuer, RefusalCode, Renew
-from isthmus.wire.keyfiles import StateNotWritten
 
 log = structlog.get_logger(__name__)
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from isthmus.wire import identity
-from isthmus.wire.identity import Certificate, IdentityError
-from isthmus.wire.keyfiles import (
+from isthmus.files import (
     StateNotWritten,
     StateUnreadable,
     make_private_directory,
@@ -22,6 +20,8 @@ from isthmus.wire.keyfiles import (
     sync_directory,
     write_private,
 )
+from isthmus.wire import identity
+from isthmus.wire.identity import Certificate, IdentityError
 from isthmus.wire.tls import TlsFiles
 
 KEPT_GENERATIONS = 3

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from isthmus import __version__
+from isthmus.files import make_private_directory
 from isthmus.model.errors import IsthmusError, UsageError
 from isthmus.model.settings import RelaySettings
 from isthmus.relay.authority import Authority
@@ -28,7 +29,6 @@ from isthmus.relay.server import Limits, Relay
 from isthmus.relay.status import SOCKET_NAME, ChannelRow, RelayReport, StatusSocket, open_descriptors
 from isthmus.wire import control, enrolment, identity, tls
 from isthmus.wire.identity import Holder, Role
-from isthmus.wire.keyfiles import make_private_directory
 from isthmus.wire.registry import Registry
 
 log = structlog.get_logger(__name__)

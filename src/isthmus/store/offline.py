@@ -3,12 +3,12 @@
 One file, MessagePack, mode 0600, replaced atomically. It belongs to one release: another one reads the manifests anew.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from isthmus import __version__
+from isthmus.files import StateNotWritten, write_private
 from isthmus.model.cluster import EndpointSlice, Key, Namespace, Node, Object, Pod, Service
 from isthmus.model.errors import IsthmusError
 from isthmus.model.findings import Finding
@@ -63,36 +63,10 @@ class Saved(msgspec.Struct, frozen=True, array_like=True):
 def save(path: Path, files: list[FileState]) -> None:
     """Replace the copy. Raises OfflineError, leaving the earlier copy as it was."""
     saved = Saved(FORMAT, tuple(_save_file(state) for state in files if state.good or state.documents))
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(part, msgspec.msgpack.encode(saved))
-        part.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        try:
-            part.unlink(missing_ok=True)
-        except OSError:
-            pass
-        raise OfflineError(f"cannot save the offline copy {path}: {error.strerror}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_private(path, msgspec.msgpack.encode(saved))
+    except StateNotWritten as error:
+        raise OfflineError(f"cannot save the offline copy: {error.message}") from error
 
 
 def load(path: Path) -> list[FileState] | None:

@@ -6,8 +6,31 @@ control process sends a full state after start, then only what changed.
 
 import msgspec
 
+from isthmus.model.settings import DNS_PORT, INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6, AgentSettings, DnsSettings
+from isthmus.plan.interception import Handover
 from isthmus.plan.serving import ServicePlan
 from isthmus.wire.frames import FrameReader, encode
+
+
+class DataConfig(msgspec.Struct, frozen=True):
+    """What the worker is started with.
+
+    ``by_record``: after DNAT conntrack's record tells the original destination, for SO_ORIGINAL_DST hangs here.
+    """
+
+    settings: AgentSettings
+    handover: Handover = Handover.DNAT
+    by_record: bool = False
+
+
+class DnsConfig(msgspec.Struct, frozen=True, rename="kebab"):
+    """What the worker is started with. ``local_networks``: ranges whose reverse names are answered here alone."""
+
+    listen: tuple[str, ...] = (INTERCEPT_ADDRESS_V4, INTERCEPT_ADDRESS_V6)
+    port: int = DNS_PORT
+    dns: DnsSettings = DnsSettings()
+    local_networks: tuple[str, ...] = ()
+    resolv_conf: str = "/etc/resolv.conf"
 
 
 class Self(msgspec.Struct, frozen=True, tag=True):

@@ -1,9 +1,10 @@
-"""Files of an identity: private (0600 in directories of 0700), and replaced in one step or not at all.
+"""State files: private (0600 in directories of 0700), and replaced in one step or not at all.
 
 A reader sees the old file or the new one, whole, also after a crash or a full disk: the new content is written beside
 the old, synced, and renamed over it; then the directory is synced.
 """
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -37,9 +38,10 @@ def make_private_directory(path: Path) -> None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` with mode 0600. Raises StateNotWritten and leaves the old file."""
+    """Replace ``path`` by ``content``, mode 0600; its directory is made. Raises StateNotWritten, the old file stays."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
         try:
             view = memoryview(content)
@@ -51,7 +53,8 @@ def write_private(path: Path, content: bytes) -> None:
         beside.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise StateNotWritten(
             f"could not write {path}: {error.strerror}", hint="the old file is as it was; free space or fix the mode"
         ) from error
