@@ -12,11 +12,12 @@ help: ## list the targets
 setup: ## system packages, Python environment, BPF objects (done once, then checked in milliseconds)
 	@./deploy/setup.sh
 
-demo: setup ## watch an edge pod behind a NAT call a cloud service by its name
-	@./deploy/need-root.sh "make demo builds network namespaces" && $(PY) -m isthmus lab demo
+# Root is asked for before anything is set up: who lacks it learns that at once.
+demo: ## watch an edge pod behind a NAT call a cloud service by its name
+	@./deploy/need-root.sh "make demo builds network namespaces" && ./deploy/setup.sh && $(PY) -m isthmus lab demo
 
-test: setup ## every test: lint, types, unit, kernel, lab
-	@./deploy/need-root.sh "make test builds network namespaces and loads rules into them" && ./deploy/test.sh
+test: ## every test: lint, types, unit, kernel, lab
+	@./deploy/need-root.sh "make test builds network namespaces" && ./deploy/setup.sh && ./deploy/test.sh
 
 unit: setup ## unit tests only, no root needed
 	@$(PY) -m pytest tests/unit -q -n 2
@@ -30,8 +31,8 @@ lab: setup ## real agents in namespaces
 guest: setup ## what needs the guest kernel
 	@if compgen -G 'tests/guest/test_*.py' > /dev/null; then $(PY) -m pytest tests/guest -q; else echo "no guest tests yet"; fi
 
-bench: setup ## ratios against the direct connection and against peers, in one run
-	@./deploy/need-root.sh "make bench builds network namespaces" && $(PY) -m bench
+bench: ## ratios against the direct connection and against peers, in one run
+	@./deploy/need-root.sh "make bench builds network namespaces" && ./deploy/setup.sh && $(PY) -m bench
 
 fmt: setup ## format
 	@.venv/bin/ruff format -q . && .venv/bin/ruff check -q --fix --exit-zero .
