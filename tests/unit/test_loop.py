@@ -87,3 +87,28 @@ def test_discarding_outside_of_a_round_closes_at_its_end() -> None:
     loop.close()
     assert near.fileno() == -1
     far.close()
+
+
+def test_a_turn_that_moves_much_comes_behind_everything_that_is_ready() -> None:
+    loop = Loop()
+    order: list[str] = []
+    ends = [socket.socketpair() for _ in range(3)]
+
+    def bulk() -> None:
+        order.append("bulk")
+        if order.count("bulk") < 4:
+            loop.call_behind(bulk)
+            ends[order.count("bulk") - 1][1].send(b"x")
+        else:
+            loop.stop()
+
+    for number, (mine, _) in enumerate(ends):
+        loop.add(mine.fileno(), READ, lambda _events, n=number: (ends[n][0].recv(1), order.append(f"light {n}")))  # type: ignore[misc]
+    loop.call_behind(bulk)
+    loop.call_behind(lambda: order.append("other bulk"))
+    loop.run()
+    assert order == ["bulk", "light 0", "other bulk", "bulk", "light 1", "bulk", "light 2", "bulk"]
+    for pair in ends:
+        for end in pair:
+            end.close()
+    loop.close()

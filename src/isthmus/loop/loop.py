@@ -65,6 +65,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._calls: deque[Callable[[], None]] = deque()
+        self._bulk: deque[Callable[[], None]] = deque()
         self._closing: list[Closable] = []
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = False
@@ -120,6 +121,13 @@ class Loop:
         """Call after the events at hand. From the loop's thread only."""
         self._calls.append(call)
 
+    def call_behind(self, call: Callable[[], None]) -> None:
+        """Call when nothing else is ready: one such call a round, so what is ready meanwhile waits for one at most.
+
+        For turns that move much. From the loop's thread only.
+        """
+        self._bulk.append(call)
+
     def stop(self) -> None:
         """End ``run`` after the events at hand. From any thread, and from signal handlers."""
         self._running = False
@@ -145,6 +153,8 @@ class Loop:
                 self._fire_timers()
             if self._calls:
                 self._run_calls()
+            if self._bulk:
+                self._guarded(self._bulk.popleft())
             if self._closing:
                 self._close_discarded()
         self._close_discarded()
@@ -157,7 +167,7 @@ class Loop:
         self._epoll.close()
 
     def _timeout_s(self) -> float:
-        if self._calls:
+        if self._calls or self._bulk:
             return 0.0
         if not self._timers:
             return 60.0

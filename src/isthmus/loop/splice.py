@@ -1,9 +1,10 @@
 """Two connected TCP sockets joined: bytes, half-close, RST and back-pressure pass from each to the other.
 
 A byte goes from one socket into a buffer that the whole process shares, and at once from there into the other socket.
-Only what the other socket does not take is copied aside, at most QUANTUM_BYTES a direction; until it is taken, nothing
-more is read, so TCP's own window carries the back-pressure to the sender. A connection holds two descriptors and no
-thread. A turn of a socket moves at most QUANTUM_BYTES, so that a bulk transfer does not hold up the request beside it.
+Only what the other socket does not take is copied aside, at most one turn's bytes a direction; until it is taken,
+nothing more is read, so TCP's own window carries the back-pressure to the sender. A connection holds two descriptors
+and no thread. A turn moves at most QUANTUM_BYTES; a direction that fills its turns gets larger ones, up to BULK_BYTES
+(fewer, larger copies cost less), but behind everything else that is ready, so that bulk does not hold up a request.
 """
 
 import socket
@@ -14,13 +15,21 @@ from enum import StrEnum
 from isthmus.loop.loop import ERROR, PEER_ENDED, READ, WRITE, Loop
 
 QUANTUM_BYTES = 256 * 1024
+BULK_BYTES = 1024 * 1024
+HELD_MOST_BYTES = 64 * 1024 * 1024  # while all splices together hold more than this aside, turns do not grow
 
 READING = READ | PEER_ENDED
 LINGER_ZERO = struct.pack("ii", 1, 0)
 
-_buffer = bytearray(QUANTUM_BYTES)
+_buffer = bytearray(BULK_BYTES)
 _view = memoryview(_buffer)
 _DONT_WAIT = socket.MSG_DONTWAIT
+
+
+class _Held:
+    """What all splices of the process hold aside."""
+
+    bytes = 0
 
 
 class End(StrEnum):
@@ -116,6 +125,8 @@ class Splice:
     def _finish(self, why: End) -> None:
         ended, self._ended = self._ended, None
         if ended is not None:
+            self._a.release()
+            self._b.release()
             ended(self._a.delivered(), self._b.delivered(), why)
 
 
@@ -127,13 +138,16 @@ class _Side:
         "_send",
         "ended",
         "fd",
+        "held",
         "interest",
         "other",
         "pending",
+        "quantum",
         "received",
         "shut_after",
         "sock",
         "splice",
+        "waits",
         "watched",
     )
 
@@ -148,6 +162,9 @@ class _Side:
         self.interest = READING
         self.watched = True
         self.pending: memoryview | None = None
+        self.held = 0
+        self.quantum = QUANTUM_BYTES
+        self.waits = False
         self.received = 0
         self.ended = False
         self.shut_after = False
@@ -164,14 +181,24 @@ class _Side:
             if not self.splice.open:
                 return
         if events & READING and self.interest & READ:
-            self._pump(events)
+            if self.quantum == QUANTUM_BYTES:
+                self._pump(events)
+            elif not self.waits:
+                self.waits = True
+                self.splice.loop.call_behind(self._bulk_turn)
         elif events & ~(READING | WRITE):
             self._gone(events)
 
+    def _bulk_turn(self) -> None:
+        self.waits = False
+        if self.splice.open and self.interest & READ:
+            self._pump(0)
+
     def _pump(self, events: int) -> bool:
         """Move one quantum to the other side. Returns whether all of it was taken and more may come."""
+        quantum = self.quantum
         try:
-            count = self._recv_into(_buffer, QUANTUM_BYTES, _DONT_WAIT)
+            count = self._recv_into(_buffer, quantum, _DONT_WAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -190,10 +217,16 @@ class _Side:
             other.write_failed()
             return False
         if sent != count:
+            self.quantum = QUANTUM_BYTES
             other._hold(_view[sent:count])
             return False
+        if count == quantum:
+            if quantum < BULK_BYTES and _Held.bytes <= HELD_MOST_BYTES:
+                self.quantum = 2 * quantum
+        elif count < QUANTUM_BYTES < quantum:
+            self.quantum = QUANTUM_BYTES
         # A FIN was there when the loop looked, and this read emptied the queue: no second read is needed to see it.
-        if events & (PEER_ENDED | ERROR) == PEER_ENDED and count < QUANTUM_BYTES:
+        if events & (PEER_ENDED | ERROR) == PEER_ENDED and count < quantum:
             self._end_of_stream()
             return False
         return True
@@ -215,6 +248,8 @@ class _Side:
     def _hold(self, rest: memoryview) -> None:
         """Keep what this side did not take, and read no more from the other until it does."""
         self.pending = memoryview(bytes(rest))
+        self.held = len(rest)
+        _Held.bytes += self.held
         self._watch(self.interest | WRITE)
         self.other._watch(self.other.interest & ~READING)
 
@@ -232,6 +267,7 @@ class _Side:
             self.pending = pending[sent:]
             return
         self.pending = None
+        self.release()
         other = self.other
         if other.ended:
             self._watch(self.interest & ~WRITE)
@@ -244,6 +280,11 @@ class _Side:
             self._watch(self.interest & ~WRITE)
             if not other.ended:
                 other._watch(other.interest | READING)
+
+    def release(self) -> None:
+        """Nothing is held aside for this side any more."""
+        _Held.bytes -= self.held
+        self.held = 0
 
     def _end_of_stream(self) -> None:
         """This side sent its FIN: pass it on behind what is still held."""
