@@ -84,8 +84,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not (guard := config.stash.get(GUARD, None)):
         return
-    for title, found in (("left behind by this run", guard.left), ("left by it, or by others", guard.perhaps)):
-        if found:
-            terminalreporter.section(title)
-            for each in found:
-                terminalreporter.line(each)
+    if guard.left:
+        terminalreporter.section("left behind by this run")
+        for each in guard.left:
+            terminalreporter.line(each)
+    if guard.perhaps:
+        first, count = guard.perhaps[0], len(guard.perhaps)
+        terminalreporter.line(f"new on this machine, from this run or from others: {first} and {count - 1} more")

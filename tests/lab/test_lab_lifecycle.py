@@ -1,6 +1,8 @@
 """A lab comes up as its file says, and goes without a trace, however it ends."""
 
 import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +189,13 @@ def test_the_command_line_brings_up_runs_and_takes_down(tmp_path, lab_name):
     assert f"lab {lab_name} is up: 3 nodes, 4 pods" in up.stdout
     ran = lab_command("exec", "--name", lab_name, "client", "--", "sh", "-c", "cat /etc/resolv.conf; exit 7")
     assert (ran.returncode, "169.254.96.16" in ran.stdout) == (7, True)
+    fed = subprocess.run(command("exec", "--name", lab_name, "client", "--", "cat"), input=b"in", capture_output=True)
+    assert fed.stdout == b"in"
+    # A reader that goes away ends the command by SIGPIPE, as under a shell.
+    piped = (
+        f"{shlex.join(command('exec', '--name', lab_name, 'client', '--', 'yes'))} | head -1; echo ${{PIPESTATUS[0]}}"
+    )
+    assert subprocess.run(["bash", "-c", piped], capture_output=True, text=True).stdout.split() == ["y", "141"]
     shown = lab_command("status", "--name", lab_name)
     assert (shown.returncode, "field/client" in shown.stdout) == (0, True)
     rows = json.loads(lab_command("status", "--name", lab_name, "-o", "json").stdout)
@@ -198,6 +207,15 @@ def test_the_command_line_brings_up_runs_and_takes_down(tmp_path, lab_name):
         assert (down.returncode, down.stdout.strip()) == (0, said)
     assert not any(residue(lab_name).values())
     assert not (tmp_path / "labs").exists()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+def test_without_the_privilege_to_make_namespaces_it_says_so_and_leaves_nothing(tmp_path, lab_name):
+    without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    arguments = command("up", str(write(tmp_path, TWO_SITES, lab_name)))
+    done = subprocess.run([*without, *arguments], capture_output=True, text=True)
+    assert (done.returncode, "[kernel.not-permitted]" in done.stderr) == (1, True)
+    assert not any(residue(lab_name).values())
 
 
 def test_a_name_belongs_to_one_lab_wherever_its_files_are(make_lab, tmp_path):

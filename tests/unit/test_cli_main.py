@@ -172,6 +172,14 @@ def test_a_reader_that_goes_away_is_quiet(tmp_path):
         assert process.wait(6) == 141 and err == b""
 
 
+def test_a_terminal_without_our_signs_shows_others_and_no_traceback():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "isthmus", "trace", "pod", "web:http"], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, "?http? is no port" in done.stderr) == (2, True)
+
+
 def test_the_version_is_printed():
     assert subprocess.run([*ISTHMUS, "--version"], capture_output=True, text=True).stdout.startswith("isthmus 0.")
 

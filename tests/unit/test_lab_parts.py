@@ -228,6 +228,11 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "isthmus", "lab", *arguments], capture_output=True, text=True)
 
 
+def test_no_command_is_wrong_use():
+    done = run("exec", "machine", "--")
+    assert (done.returncode, "there is no command after --" in done.stderr) == (2, True)
+
+
 def test_an_option_after_the_place_is_wrong_use_and_says_where_it_goes():
     done = run("exec", "machine", "--name", "x", "--", "true")
     assert (done.returncode, "options go before the node or pod" in done.stderr) == (2, True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 import typer
@@ -107,11 +107,12 @@ def execute(
     separated = command[0] == "--"
     if not separated and command[0].startswith("-"):
         raise UsageError(f"{command[0]} stands where the command begins", hint="options go before the node or pod")
+    if not command[separated:]:
+        raise UsageError("there is no command after --", hint="for example: -- ip address")
     _need_root()
     lab = _find(name)
     argv = lab.command(place, command[separated:])
-    sys.stdout.flush()
-    os.execvpe(argv[0], argv, lab.environment(place))  # noqa: S606 - no shell is the point
+    _become(argv, lab.environment(place))
 
 
 @app.command()
@@ -130,8 +131,7 @@ def logs(
         raise UsageError(f"no process of lab '{lab.name}' is called '{node}'", hint="isthmus lab status")
     files = [str(process.log) for process in found]
     if follow:
-        sys.stdout.flush()
-        os.execvp("tail", ["tail", "-n", "+1", "-f", *files])  # noqa: S606 - no shell is the point
+        _become(["tail", "-n", "+1", "-f", *files], dict(os.environ))
     for process in found:
         if len(found) > 1:
             typer.echo(f"==> {process.kind} {process.name}")
@@ -159,11 +159,28 @@ def demo(name: Name = "", directory: Directory = BASE_DIRECTORY) -> None:
 
     lab = Lab(_lab_file(None, name), directory)
     with _terminated_as_interrupted(), _down_if_interrupted(lab):
-        if not run_demo(lab, Console()):
+        if not run_demo(lab, _Console()):
             raise typer.Exit(1)
 
 
 DEMO_NAME = "demo"
+
+
+class _Console(Console):
+    """A console whose reader may go away: that ends the command as it ends every other of ours."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise BrokenPipeError from None
+
+
+def _become(argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """Run ``argv`` in place of this process, with signals as a shell would have left them."""
+    sys.stdout.flush()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is ignored stays so across exec
+    os.execvpe(argv[0], argv, environment)  # noqa: S606 - no shell is the point
 
 
 def _lab_file(file: Path | None, name: str) -> LabFile:

@@ -5,6 +5,7 @@ reports SIGPIPE). A command's module is imported when that command is invoked, s
 for the agent's imports.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -153,6 +154,9 @@ def _show_wrong_use(error: Any) -> None:
 
 def main() -> None:
     """Run the command line of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ✓ on a terminal without one is a ?, not a crash
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

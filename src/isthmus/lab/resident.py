@@ -7,12 +7,15 @@ across several NATs: a socket belongs for ever to the namespace it was made in.
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+from isthmus.model.errors import NotPermitted
 
 NETNS_DIRECTORY = Path("/run/netns")
 
@@ -57,7 +60,7 @@ def open_socket(namespace: str, kind: socket.SocketKind, family: int = socket.AF
 
 
 def create_namespace(name: str) -> None:
-    """Create a network namespace as ``ip netns add`` does, without a process for it. Raises OSError."""
+    """Create a network namespace as ``ip netns add`` does, without a process for it. Raises OSError, NotPermitted."""
     _share_directory()
     path = NETNS_DIRECTORY / name
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
@@ -99,6 +102,12 @@ def _enter(namespace: str) -> None:
 
 
 def _check(result: int, what: str) -> None:
-    if result:
-        code = ctypes.get_errno()
-        raise OSError(code, f"cannot {what}: {os.strerror(code)}")
+    if not result:
+        return
+    code = ctypes.get_errno()
+    if code in (errno.EPERM, errno.EACCES):
+        raise NotPermitted(
+            f"network namespaces are not permitted here: cannot {what}",
+            hint="in a container, give it the capabilities SYS_ADMIN and NET_ADMIN (docker run --privileged)",
+        )
+    raise OSError(code, f"cannot {what}: {os.strerror(code)}")
