@@ -28,7 +28,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-async def eventually(condition: Callable[[], object], deadline_s: float = 6.0) -> object:
+async def eventually(condition: Callable[[], object], deadline_s: float = 20.0) -> object:
     """Poll until the condition is true; fail after the deadline."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):

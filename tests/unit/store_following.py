@@ -10,7 +10,7 @@ from isthmus.model.findings import Code, Finding
 from isthmus.store.change import Change
 from isthmus.store.directory import DirectoryStore
 
-DEADLINE_S = 6.0
+DEADLINE_S = 20.0
 
 
 def service(name: str, address: str = "10.96.0.1", extra: str = "") -> str:

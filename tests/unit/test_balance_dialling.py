@@ -19,7 +19,7 @@ from isthmus.proxy.counters import Counters
 from isthmus.proxy.table import Table
 from isthmus.proxy.tcp import TcpProxy
 
-DEADLINE_S = 6.0
+DEADLINE_S = 20.0
 SETTINGS = ProxySettings(connect_stagger_s=0.05, connect_timeout_s=0.5)
 
 

@@ -105,6 +105,14 @@ def test_broken_settings_are_told(tmp_path, capsys):
     assert "agent.yaml" in capsys.readouterr().err
 
 
+def test_the_run_directory_may_come_from_the_environment(tmp_path, monkeypatch, capsys):
+    """So it does within a lab's node: the agent there must be seen."""
+    monkeypatch.setenv("ISTHMUS_RUN_DIRECTORY", str(tmp_path))
+    with answering(tmp_path, {"status": a_status()}):
+        run(["uninstall", "--dry-run"])
+    assert "would remove: agent, process" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("contents", [b"\xff\xfe", None])
 def test_settings_that_cannot_be_read_are_wrong_use(tmp_path, capsys, contents):
     path = tmp_path / "agent.yaml"

@@ -1,10 +1,12 @@
 """The relay as a service: real sockets, real TLS, real clients."""
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -268,15 +270,16 @@ def test_another_relay_or_a_node_cannot_pose_as_the_relay(tmp_path: Path) -> Non
 
 
 def test_garbage_from_strangers_is_counted_and_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.relay.door.FIRST_BYTES_DEADLINE_S", 0.5)
-    monkeypatch.setattr("isthmus.relay.door.HANDSHAKE_DEADLINE_S", 0.5)
-
     async def run() -> None:
         async with world(tmp_path) as here:
             relay, a, b = await two_nodes(here)
+            # Short for the strangers only: on a loaded machine the nodes may need the usual time.
+            monkeypatch.setattr("isthmus.relay.door.FIRST_BYTES_DEADLINE_S", 0.5)
+            monkeypatch.setattr("isthmus.relay.door.HANDSHAKE_DEADLINE_S", 0.5)
             rng = random.Random(7)
             await asyncio.gather(*(send_garbage(relay, rng.randbytes(rng.randrange(1, 400)), rng) for _ in range(200)))
-            await eventually(lambda: relay.service.report().strangers == 0, 12.0)
+            await eventually(lambda: relay.service.report().strangers == 0, 30.0)
+            monkeypatch.undo()
             mine, theirs = await a.pair_with(b, relay)
             mine.close()
             theirs.close()
@@ -285,6 +288,17 @@ def test_garbage_from_strangers_is_counted_and_harms_nobody(tmp_path: Path, monk
             await relay.end()
 
     asyncio.run(run())
+
+
+@contextlib.asynccontextmanager
+async def silent_strangers(relay: RunningRelay, count: int) -> AsyncIterator[None]:
+    """Open ``count`` connections that say nothing."""
+    opened = [await asyncio.open_connection(relay.host, relay.port) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for _, writer in opened:
+            writer.close()
 
 
 async def send_garbage(relay: RunningRelay, data: bytes, rng: random.Random) -> None:
@@ -308,17 +322,18 @@ async def send_garbage(relay: RunningRelay, data: bytes, rng: random.Random) -> 
 def test_silent_strangers_of_one_address_are_bounded_and_thrown_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isthmus.relay.door.FIRST_BYTES_DEADLINE_S", 0.5)
-
     async def run() -> None:
         async with world(tmp_path) as here:
             relay = await here.relay()
-            opened = [await asyncio.open_connection(relay.host, relay.port) for _ in range(300)]
-            await eventually(lambda: relay.counters.get("refused-strangers-address", 0) == 44)
+            monkeypatch.setattr("isthmus.relay.door.FIRST_BYTES_DEADLINE_S", 60.0)
+            async with silent_strangers(relay, 300):
+                await eventually(lambda: relay.counters.get("refused-strangers-address", 0) == 44)
+                assert relay.service.report().strangers == 256
             await eventually(lambda: relay.service.report().strangers == 0)
-            assert relay.counters["stranger-late"] == 256
-            for _, writer in opened:
-                writer.close()
+            monkeypatch.setattr("isthmus.relay.door.FIRST_BYTES_DEADLINE_S", 0.3)
+            async with silent_strangers(relay, 100):
+                await eventually(lambda: relay.counters.get("stranger-late", 0) == 100)
+                assert relay.service.report().strangers == 0
             await relay.end()
 
     asyncio.run(run())

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from isthmus.cli.configuration import load_settings
-from isthmus.cli.options import TextFormat
+from isthmus.cli.options import RUN_DIRECTORY_VARIABLE, TextFormat
 from isthmus.cli.output import print_value, print_wrapped, styled
 from isthmus.kernel.interception import STATE_FILE, Interception, Reading
 from isthmus.kernel.original_destination import TRIAL_FILE
@@ -69,7 +69,10 @@ def uninstall(
         Path | None, typer.Option("--config", "-c", help="The agent's settings file.", metavar="FILE")
     ] = None,
     run_directory: Annotated[
-        Path | None, typer.Option("--run-directory", help="In place of the settings' own.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            "--run-directory", envvar=RUN_DIRECTORY_VARIABLE, help="In place of the settings' own.", metavar="DIR"
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
     purge: Annotated[bool, typer.Option("--purge", help="Keys, certificate and the offline copy as well.")] = False,
