@@ -3,7 +3,7 @@
     client pod ── node A ══════ node B ── server pod        four namespaces; direct is routed over both nodes
 
 HAProxy has one thread a node, the same certificates, both sides authenticated. All ways share the same processors.
-``python -m bench link``; the load is bench/linkload.py.
+``python -m bench link``; the load is bench/load.py.
 """
 
 import json
@@ -152,7 +152,7 @@ TARGETS = {
 
 def load(way: str, role: str, arguments: list[str], seconds: float) -> dict[str, float]:
     address, port = TARGETS[way]
-    command = [sys.executable, str(HERE / "linkload.py"), role, address, str(port), *arguments, str(seconds)]
+    command = [sys.executable, str(HERE / "load.py"), role, address, str(port), *arguments, str(seconds)]
     done = subprocess.run(["ip", "netns", "exec", CLIENT, *command], capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
@@ -166,7 +166,7 @@ def rows(rounds: int = ROUNDS, ways: tuple[str, ...] = tuple(TARGETS)) -> Iterat
         directory = Path(text)
         try:
             lay_out()
-            server = [sys.executable, str(HERE / "linkload.py"), "server", "10.77.3.2", str(SERVER_PORT)]
+            server = [sys.executable, str(HERE / "load.py"), "server", "10.77.3.2", str(SERVER_PORT)]
             processes.start(SERVER, server)
             start_isthmus(processes, certificates(directory))
             if "haproxy" in ways:
@@ -200,7 +200,7 @@ def beside_bulk(seconds: float) -> Iterator[Row]:
     """A request beside one bulk stream over the same link: how much longer it takes than alone."""
     alone = load("isthmus", "latency", [], seconds)
     address, port = TARGETS["isthmus"]
-    command = [sys.executable, str(HERE / "linkload.py"), "bulk", address, str(port), "1", str(seconds + 1.5)]
+    command = [sys.executable, str(HERE / "load.py"), "bulk", address, str(port), "1", str(seconds + 1.5)]
     with subprocess.Popen(["ip", "netns", "exec", CLIENT, *command], stdout=subprocess.PIPE, text=True) as bulk:
         time.sleep(0.7)  # the bulk stream is at its speed
         beside = load("isthmus", "latency", [], seconds)

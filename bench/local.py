@@ -2,15 +2,15 @@
 
     client pod ── node (Isthmus on the intercepted service address | HAProxy on a port of the node) ── server pod
 
-Direct is the client pod to the server pod over the node's bridge. Both proxies have one thread. Throughput: iperf3.
-Requests and new connections: wrk against nginx. Client, proxy and server are pinned to two processors, the same for
-every way: the client to the first, the server to the second, the proxy to the second too, as both sides of a proxy work
-in turns with it.
+Direct is the client pod to the server pod over the node's bridge. Both proxies have one thread. Throughput: one sender
+and one receiver that discards in the kernel (bench/load.py). Requests and new connections: wrk against nginx. All
+ways have the same two processors: the client is pinned to the first, the proxy to the second, the server has both.
 """
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +23,10 @@ from isthmus.plan.serving import Distance, Member, PortPlan, ServiceKind, Servic
 
 ROUNDS = 5
 RUN_S = 2
-TRIES = 10
 CLIENT_CPU = int(os.environ.get("BENCH_CLIENT_CPU", "0"))
 PROXY_CPU = int(os.environ.get("BENCH_PROXY_CPU", "1"))
-SERVER_CPU = int(os.environ.get("BENCH_SERVER_CPU", "1"))
 HTTP, BULK = 8080, 5201
+LOAD = Path(__file__).with_name("load.py")
 
 _NGINX = """
 master_process off; daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log crit;
@@ -62,7 +61,7 @@ WAYS = {"direct": SERVERS[0], "isthmus": SERVICE_V4, "haproxy": NODE}
 
 @contextmanager
 def stage() -> Iterator[Bed]:
-    """Everything running: nginx and iperf3 in the server pod, both proxies on the node."""
+    """Everything running: nginx and a sink in the server pod, both proxies on the node."""
     bed = Bed("bench")
     with tempfile.TemporaryDirectory() as name:
         try:
@@ -90,14 +89,8 @@ def _start_servers(bed: Bed, directory: Path) -> None:
     nginx, haproxy = directory / "nginx.conf", directory / "haproxy.cfg"
     nginx.write_text(_NGINX.format(directory=directory, address=SERVERS[0], port=HTTP))
     haproxy.write_text(_HAPROXY.format(node=NODE, server=SERVERS[0], http=HTTP, bulk=BULK))
-    bed.start(bed.servers[0], ["nginx", "-c", str(nginx)], cpu=SERVER_CPU, stdout=subprocess.DEVNULL)
-    bed.start(
-        bed.servers[0],
-        ["iperf3", "-s", "-p", str(BULK)],
-        cpu=SERVER_CPU,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    bed.start(bed.servers[0], ["nginx", "-c", str(nginx)], stdout=subprocess.DEVNULL)
+    bed.start(bed.servers[0], [sys.executable, str(LOAD), "server", SERVERS[0], str(BULK)], stdout=subprocess.DEVNULL)
     bed.start(bed.node, ["haproxy", "-q", "-f", str(haproxy)], cpu=PROXY_CPU)
 
 
@@ -117,14 +110,9 @@ def _until_answered(bed: Bed, address: str, deadline_s: float = 6.0) -> None:
 
 
 def gbits(bed: Bed, address: str, streams: int) -> float:
-    """Throughput from the client, Gbit/s, without the first half second."""
-    command = ["iperf3", "-c", address, "-p", str(BULK), "-P", str(streams), "-t", str(RUN_S), "-O", "0.5", "-J"]
-    for _ in range(TRIES):
-        answer = json.loads(bed.run(bed.client, command, cpu=CLIENT_CPU, check=False))
-        if "error" not in answer:
-            return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
-        time.sleep(0.2)  # the server serves one test at a time and may still be closing the one before
-    raise RuntimeError(f"iperf3 against {address}: {answer['error']}")
+    """Throughput from the client, Gbit/s."""
+    command = [sys.executable, str(LOAD), "bulk", address, str(BULK), str(streams), str(RUN_S)]
+    return float(json.loads(bed.run(bed.client, command, cpu=CLIENT_CPU))["value"])
 
 
 def rate(bed: Bed, address: str, connections: int, *, close: bool = False) -> float:

@@ -94,7 +94,7 @@ def credentials(made: authority.Authority, directory: Path, node: str) -> list[s
 
 def _start(processes: link.Processes, directory: Path) -> None:
     server = ["server", "10.77.3.2", str(link.SERVER_PORT)]
-    processes.start(link.SERVER, [sys.executable, str(HERE / "linkload.py"), *server])
+    processes.start(link.SERVER, [sys.executable, str(HERE / "load.py"), *server])
     made = start_relay(processes, directory, RELAY, f"0.0.0.0:{RELAY_PORT}")
     ends = []
     for node, space, net in (("b", link.NODE_B, 5), ("a", link.NODE_A, 4)):
