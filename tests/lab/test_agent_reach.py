@@ -114,6 +114,17 @@ def _ok(done: "subprocess.CompletedProcess[str]") -> str:
     return done.stdout
 
 
+def test_an_annotated_service_sees_its_client_s_address_on_its_own_node(lab: Lab) -> None:
+    kept = service("kept", "10.96.2.7", [A], annotations={"isthmus.dev/preserve-client-address": "true"})
+    write(lab, "kept.yaml", kept)
+    answer = eventually(lambda: http(lab, "client-a", "http://10.96.2.7/", 2), what="a client on the endpoint's node")
+    assert isinstance(answer, dict)
+    assert answer["client"] == lab.place("client-a").addresses[0]
+    assert eventually(lambda: http(lab, "client-b", "http://10.96.2.7/", 2), what="a client elsewhere")
+    plain = http(lab, "client-a", "http://a.shop/")
+    assert plain["client"] == "172.17.0.1", "by default endpoints see the node's address"
+
+
 def test_an_ignored_service_is_left_to_others(lab: Lab) -> None:
     rules = isthmus(lab, "edge-1", "dump", "rules").stdout
     assert "ignore shop/ignored service" in rules
