@@ -88,6 +88,13 @@ def test_foreign_rules_are_unchanged_while_agents_run(lab):
     assert {node: lab.foreign_changes(node) for node in lab.agent_nodes()} == {"cloud-1": "", "edge-1": ""}
 
 
+def test_a_second_agent_of_a_node_refuses_to_start(lab):
+    settings = lab.node_directory("edge-1") / "agent.yaml"
+    done = lab.run("edge-1", ["isthmus", "agent", "--config", str(settings)], timeout_s=20)
+    assert (done.returncode, "[agent.already-running]" in done.stderr) == (1, True)
+    assert lab.run("edge-1", ["isthmus", "status"]).returncode == 0
+
+
 def test_a_killed_agent_is_seen_to_be_dead_and_serves_again_when_started(lab):
     assert lab.stop("agent", "edge-1", signal.SIGKILL)
     assert [process.pid for process in lab.processes() if process.name == "edge-1"] == [0]

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from isthmus import __version__
+from isthmus.agent.alone import hold_alone
 from isthmus.agent.answers import Answers
 from isthmus.agent.api import LocalApi
 from isthmus.agent.identity import NodeIdentity
@@ -76,6 +77,7 @@ class Agent:
         self._excepted: set[Key] = set()
         self.queue: WorkQueue[str] = WorkQueue(time.monotonic)
         make_private_directory(self.state)
+        self._alone = hold_alone(self.state)
         self.serving = Serving(settings, self._publish, time.time, self._virtual_records())
         self.interceptor = Interceptor(settings, self.state)
         self.data = WorkerProcess("data", "isthmus.agent.data_worker", self._data_config, self._welcome, self._heard)

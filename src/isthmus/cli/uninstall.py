@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False)
 
 STOP_S = 15.0
 POLL_S = 0.05
-# The last four are the agent's, which is not imported here: what removes it must work where it does not.
+# The last five are the agent's, which is not imported here: what removes it must work where it does not.
 STATE_ENTRIES = (
     STATE_FILE,
     SYSCTLS_FILE,
@@ -39,6 +39,7 @@ STATE_ENTRIES = (
     "store.msgpack",
     "identity",
     "token",
+    "lock",
 )
 
 
