@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from agents_lab import LAB, A, B, http, isthmus, manifests, python, service, status, udp, within, write
-from conftest import LabMaker, eventually
+from labkit import LabMaker, eventually
 
 from isthmus.lab.cluster import Lab
 

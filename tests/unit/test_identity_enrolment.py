@@ -12,6 +12,7 @@ import pytest
 from relay_world import RunningRelay, World, eventually, world
 
 from isthmus.agent.identity import NodeIdentity
+from isthmus.files import StateNotWritten, write_private
 from isthmus.model.settings import AgentSettings
 from isthmus.relay import authority, enrol
 from isthmus.relay.authority import Authority, AuthorityError, NotIssued
@@ -20,7 +21,6 @@ from isthmus.relay.keystore import KeyStore
 from isthmus.wire import enrolment, identity, token
 from isthmus.wire.enrolment import Enrol, RefusalCode
 from isthmus.wire.identity import Holder, Role
-from isthmus.files import StateNotWritten, write_private
 from isthmus.wire.tls import TlsFiles
 
 NODE = Holder(Role.NODE, "edge-1")
