@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from agents_lab import LAB, http, isthmus, manifests, status, within
-from conftest import LabMaker, eventually
+from labkit import LabMaker, eventually
 
 from isthmus.lab.agents import start_agent, start_relay
 from isthmus.lab.cluster import Lab

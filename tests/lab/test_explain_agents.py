@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from agents_lab import LAB, http, isthmus, manifests, service, write
-from conftest import LabMaker, eventually
+from labkit import LabMaker, eventually
 
 from isthmus.lab.cluster import Lab
 

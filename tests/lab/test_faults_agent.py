@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from agents_lab import CLOUD, LAB, A, B, http, isthmus, manifests, service, status, within, write
-from conftest import LabMaker, eventually
+from labkit import LabMaker, eventually
 
 from isthmus.lab.agents import start_agent, start_relay
 from isthmus.lab.cluster import Lab
