@@ -16,6 +16,7 @@ from isthmus.loop.loop import ERROR, PEER_ENDED, READ, WRITE, Loop
 
 QUANTUM_BYTES = 256 * 1024
 BULK_BYTES = 1024 * 1024
+SHORT_BYTES = 64 * 1024  # a turn below this makes the next one smaller
 HELD_MOST_BYTES = 64 * 1024 * 1024  # while all splices together hold more than this aside, turns do not grow
 
 READING = READ | PEER_ENDED
@@ -217,14 +218,14 @@ class _Side:
             other.write_failed()
             return False
         if sent != count:
-            self.quantum = QUANTUM_BYTES
+            self.quantum = max(quantum // 2, QUANTUM_BYTES)
             other._hold(_view[sent:count])
             return False
         if count == quantum:
             if quantum < BULK_BYTES and _Held.bytes <= HELD_MOST_BYTES:
                 self.quantum = 2 * quantum
-        elif count < QUANTUM_BYTES < quantum:
-            self.quantum = QUANTUM_BYTES
+        elif count < SHORT_BYTES and quantum > QUANTUM_BYTES:
+            self.quantum = quantum // 2
         # A FIN was there when the loop looked, and this read emptied the queue: no second read is needed to see it.
         if events & (PEER_ENDED | ERROR) == PEER_ENDED and count < quantum:
             self._end_of_stream()
