@@ -17,7 +17,7 @@ from isthmus.wire.stream import HEADER_BYTES
 
 log = structlog.get_logger(__name__)
 
-BULK_CHUNK_BYTES = 256 * 1024
+BULK_CHUNK_BYTES = 768 * 1024
 LIGHT_CHUNK_BYTES = 64 * 1024
 RECORD_BYTES = 16 * 1024 + 512
 MAIN_NICE, CREW_NICE = -5, 0

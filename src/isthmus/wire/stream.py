@@ -8,7 +8,7 @@ serves them, whichever of them dialled. Frames are a type (1 byte), a length (4 
     OPEN            opener: a StreamRequest
     OPENED          acceptor: the endpoint is connected
     REFUSED         acceptor: [outcome, detail]; the connection is idle again
-    DATA            both: bytes, 1 to 256 KiB
+    DATA            both: bytes, 1 byte to 1 MiB
     END             both: no more bytes in this direction; after both ENDs the connection is idle again
     SESSION_OPEN    opener: session number and a StreamRequest; from the first one on the connection carries datagrams
     DATAGRAM        both: session number and one datagram
@@ -30,7 +30,7 @@ from isthmus.wire import announcement
 HEADER = struct.Struct("!BI")
 HEADER_BYTES = HEADER.size
 SESSION = struct.Struct("!I")
-MAX_DATA_BYTES = 256 * 1024
+MAX_DATA_BYTES = 1024 * 1024
 MAX_REQUEST_BYTES = 4096
 MAX_DETAIL_BYTES = 1024
 MAX_ANNOUNCEMENTS = 4
