@@ -10,7 +10,7 @@ from isthmus.link.control_channel import RelayState
 from isthmus.model.settings import AgentSettings
 from isthmus.plan import paths
 from isthmus.plan.nodes import Me, NodeFacts
-from isthmus.plan.paths import PathId, PathKind, Rank, Ranking, Seen
+from isthmus.plan.paths import PathId, PathKind, Rank, Ranking, Seen, Way
 from isthmus.wire.announcement import Announcement
 from isthmus.wire.local import PeerFacts, PeerStatus
 from isthmus.wire.worker import DropPeer, PathReport, PathSpec, PutPeer
@@ -129,7 +129,7 @@ class Peers:
                 node,
                 peer.facts.site if peer.facts else "",
                 f"gone: {peer.gone}" if peer.gone else peer.source,
-                [str(way.path) for way in peer.ranking.ways if way.rank is not Rank.DIRECT_FAILED],
+                [_words(way) for way in peer.ranking.ways if way.rank is not Rank.DIRECT_FAILED],
             )
             for node, peer in sorted(self._peers.items())
         ]
@@ -174,3 +174,9 @@ class Peers:
         if peer.facts is None and peer.announced is None and not peer.gone:
             del self._peers[node]
             self._send(DropPeer(node, "no longer known"))
+
+
+def _words(way: Way) -> str:
+    """A way for ``status``; a direct one that nobody has tried may lead nowhere, and says so."""
+    untried = way.path.kind is PathKind.DIRECT and way.rank is not Rank.DIRECT_WORKS
+    return f"{way.path} (not tried)" if untried else str(way.path)
