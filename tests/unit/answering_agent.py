@@ -127,7 +127,7 @@ LINKS = [
     LinkRow("edge-2", "relayed", "192.0.2.10:20004", "cloud", "idle", 0, 10, 20, 5.0, "TLSv1.3"),
 ]
 RULES = [
-    RuleRow("prerouting-jump", "prerouting", "all", "jump isthmus", "isthmus", 144, True),
-    RuleRow("service-range", "isthmus", "tcp 10.96.0.0/12", "dnat 169.254.96.16:40001", "isthmus", 12, False),
+    RuleRow("prerouting-jump", "prerouting", "all", "jump isthmus", "isthmus", True),
+    RuleRow("service-range", "isthmus", "tcp 10.96.0.0/12", "dnat 169.254.96.16:40001", "isthmus", False),
 ]
 LISTS = {"services": SERVICES, "endpoints": ENDPOINTS, "links": LINKS, "rules": RULES}

@@ -1,10 +1,12 @@
 """The data worker is told of a peer when its ways change, and of nothing else; a node that is gone has none."""
 
+from isthmus.agent.answers import with_connections
 from isthmus.agent.peers import Peers
 from isthmus.link.control_channel import RelayState
 from isthmus.model.settings import AgentSettings
 from isthmus.plan.nodes import Me, NodeFacts
 from isthmus.wire.announcement import Announcement
+from isthmus.wire.local import PeerStatus
 from isthmus.wire.worker import DropPeer, PathReport, PutPeer
 
 ME = Me("n1", "east")
@@ -73,3 +75,14 @@ def test_a_revoked_node_has_no_ways_until_it_announces_itself_again() -> None:
     assert list(world.peers.everything()) == [DropPeer("n2", "revoked")]
     world.peers.announced(Announcement("n2", 2, 0.0, "west", ("198.51.100.7:20006",)))
     assert world.rank() == ["direct 198.51.100.7:20006"]
+
+
+def test_status_names_the_way_in_use_first() -> None:
+    peer = PeerStatus(
+        "n2", "west", "store", ["direct 192.168.1.21:20006 (not tried)", "relayed 203.0.113.1:20004 by r"]
+    )
+    relayed = {"peer": "n2", "kind": "relayed", "address": "203.0.113.1:20004"}
+    (shown,) = with_connections([peer], [relayed, relayed])
+    assert shown.paths[0].startswith("relayed")
+    assert shown.connections == 2
+    assert with_connections([peer], [])[0].paths == peer.paths

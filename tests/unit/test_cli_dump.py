@@ -17,7 +17,7 @@ FIELDS = {
     "services": "namespace name kind addresses ports endpoints ready balance state origin",
     "endpoints": "namespace name node address visible_address ports distance ready resting connections pod",
     "links": "node path address relay state streams bytes_out bytes_in age_s tls",
-    "rules": "name hook match action comment packets present",
+    "rules": "name hook match action comment present",
 }
 
 

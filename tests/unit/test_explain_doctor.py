@@ -140,7 +140,7 @@ def test_a_healthy_node_has_nothing_wrong_and_every_check_made():
         ("interception", {"rules": ()}, State.ERROR, "nothing of ours"),
         (
             "interception",
-            {"rules": (*RULES, RuleRow("x", "", "", "dnat", "", 0, False))},
+            {"rules": (*RULES, RuleRow("x", "", "", "dnat", "", False))},
             State.ERROR,
             "1 rule missing",
         ),

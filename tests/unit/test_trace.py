@@ -210,12 +210,12 @@ def test_what_the_upstreams_say_of_an_outside_name_is_asked():
         ({"rules": None}, Held.NOT_CHECKED, "could not be read"),
         ({"rules": ()}, Held.DIFFERS, "nothing of ours is in the kernel"),
         (
-            {"rules": (*RULES[:2], RuleRow("taken", "isthmus", "ip daddr 10.96.0.0/12", "dnat", "", 0, False))},
+            {"rules": (*RULES[:2], RuleRow("taken", "isthmus", "ip daddr 10.96.0.0/12", "dnat", "", False))},
             Held.DIFFERS,
             "missing in the kernel: taken",
         ),
         (
-            {"rules": (*RULES, RuleRow("stale", "isthmus", "ip daddr 10.96.0.20", "return", "ignore old", 0, True))},
+            {"rules": (*RULES, RuleRow("stale", "isthmus", "ip daddr 10.96.0.20", "return", "ignore old", True))},
             Held.DIFFERS,
             "the kernel returns 10.96.0.20: ignore old",
         ),

@@ -104,9 +104,9 @@ PLANNED = plan_interception(
     InterceptSettings(), SETTINGS.virtual_cidrs, ignored_addresses(SERVICES), (), SETTINGS.addresses, Capabilities()
 )
 RULES = (
-    RuleRow("prerouting-jump", "prerouting", "all", "jump isthmus", "isthmus", 144, True),
-    RuleRow("ignored", "isthmus", "ip daddr 10.96.0.10", "return", "ignore kube-system/kube-dns service", 3, True),
-    RuleRow("taken", "isthmus", "ip daddr 10.96.0.0/12", "dnat to 169.254.96.16:40001", "isthmus", 12, True),
+    RuleRow("prerouting-jump", "prerouting", "all", "jump isthmus", "isthmus", True),
+    RuleRow("ignored", "isthmus", "ip daddr 10.96.0.10", "return", "ignore kube-system/kube-dns service", True),
+    RuleRow("taken", "isthmus", "ip daddr 10.96.0.0/12", "dnat to 169.254.96.16:40001", "isthmus", True),
 )
 
 

@@ -12,6 +12,7 @@ from isthmus.agent.rules import rule_rows
 from isthmus.agent.workers import WorkerSilent
 from isthmus.model.errors import IsthmusError
 from isthmus.model.findings import Finding
+from isthmus.plan.paths import PathKind
 from isthmus.plan.queries import relevant
 from isthmus.plan.serving import Member, ServicePlan
 from isthmus.store.change import Origin
@@ -75,7 +76,7 @@ class Answers:
                 RelayStatus(one.name, one.address, one.connected, one.rtt_ms, one.observed, one.error)
                 for one in agent.control.relays()
             ],
-            peers=_with_connections(agent.peers.rows(), links),
+            peers=with_connections(agent.peers.rows(), links),
             counters=await self.counters(),
             troubles=troubles,
         )
@@ -210,11 +211,18 @@ class Answers:
         ]
 
 
-def _with_connections(peers: list[PeerStatus], links: list[dict[str, Any]]) -> list[PeerStatus]:
-    counts: dict[str, int] = {}
+def with_connections(peers: list[PeerStatus], links: list[dict[str, Any]]) -> list[PeerStatus]:
+    """The peers with their open connections counted, and the ways in use before the others."""
+    used: dict[str, list[str]] = {}
     for link in links:
-        counts[link["peer"]] = counts.get(link["peer"], 0) + 1
-    return [msgspec.structs.replace(peer, connections=counts.get(peer.node, 0)) for peer in peers]
+        way = f"{link['kind']} {link['address']}" if link["kind"] == PathKind.DIRECT else link["kind"]
+        used.setdefault(link["peer"], []).append(way)
+    return [_in_use_first(peer, tuple(used.get(peer.node, ()))) for peer in peers]
+
+
+def _in_use_first(peer: PeerStatus, ways: tuple[str, ...]) -> PeerStatus:
+    paths = sorted(peer.paths, key=lambda path: not path.startswith(ways))
+    return msgspec.structs.replace(peer, connections=len(ways), paths=paths)
 
 
 def _service_row(plan: ServicePlan) -> ServiceRow:

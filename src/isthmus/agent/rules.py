@@ -21,14 +21,14 @@ def rule_rows(reading: Reading, plan: InterceptionPlan | None) -> list[RuleRow]:
         rows += _iptables_rows(backend, listing) if backend.startswith("iptables") else _nft_rows(backend, listing)
     exceptions = _exceptions(reading)
     for address, comment in sorted(exceptions.items()):
-        rows.append(RuleRow("exceptions", "", f"ip daddr {address}", "return", comment, 0, True))
+        rows.append(RuleRow("exceptions", "", f"ip daddr {address}", "return", comment, True))
     if plan is not None and reading.rules:
         for version in plan.versions():
             for address, comment in sorted(plan.exceptions(version).items()):
                 if address not in exceptions:
-                    rows.append(RuleRow("exceptions", "", f"ip daddr {address}", "return", comment, 0, False))
+                    rows.append(RuleRow("exceptions", "", f"ip daddr {address}", "return", comment, False))
     elif plan is not None and plan.versions():
-        rows.append(RuleRow("isthmus", "", "", "jump", "isthmus root chain", 0, False))
+        rows.append(RuleRow("isthmus", "", "", "jump", "isthmus root chain", False))
     return rows
 
 
@@ -62,7 +62,7 @@ def _nft_rows(backend: str, listing: str) -> Iterator[RuleRow]:
             text, comment = _without_comment(line)
             action = _NFT_ACTION.search(text)
             match = text[: action.start()].strip() if action else text
-            yield RuleRow(chain, hook or backend, match, action.group(1) if action else "", comment, 0, True)
+            yield RuleRow(chain, hook or backend, match, action.group(1) if action else "", comment, True)
 
 
 def _iptables_rows(backend: str, listing: str) -> Iterator[RuleRow]:
@@ -75,7 +75,7 @@ def _iptables_rows(backend: str, listing: str) -> Iterator[RuleRow]:
             text, comment = _without_comment(rest[0] if rest else "")
             action = _IPTABLES_ACTION.search(text)
             match = text[: action.start()].replace("-m comment", "").strip() if action else text
-            yield RuleRow(chain, f"{table} {backend}", match, action.group(1) if action else "", comment, 0, True)
+            yield RuleRow(chain, f"{table} {backend}", match, action.group(1) if action else "", comment, True)
 
 
 def _without_comment(line: str) -> tuple[str, str]:

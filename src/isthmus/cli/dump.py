@@ -101,7 +101,6 @@ LISTINGS: dict[What, Listing] = {
             Column[RuleRow]("HOOK", lambda row: row.hook, spare=1),
             Column[RuleRow]("MATCH", lambda row: row.match),
             Column[RuleRow]("ACTION", lambda row: row.action),
-            Column[RuleRow]("PACKETS", lambda row: str(row.packets), right=True, spare=2),
             Column[RuleRow]("IN KERNEL", lambda row: "yes" if row.present else "MISSING"),
             Column[RuleRow]("COMMENT", lambda row: row.comment, spare=4),
         ),

@@ -204,7 +204,6 @@ class RuleRow(msgspec.Struct, frozen=True):
     match: str
     action: str
     comment: str
-    packets: int
     present: bool
 
 
