@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from bench.linknode import PlainUdp
+
 from isthmus.link.limits import LinkLimits
 from isthmus.link.link import Link
-from isthmus.loop.loop import GONE, READ, WRITE, Loop
+from isthmus.loop.loop import GONE, WRITE, Loop
 from isthmus.model.ports import DatagramEndpoint, Outcome, StreamRequest
 from isthmus.wire import identity
 from isthmus.wire.worker import Credentials, FromWorker, PathSpec, PutPeer
@@ -58,30 +60,6 @@ class Issuer:
         return identity.serial_text(identity.load_certificate(Path(credentials.certificate_file).read_bytes()))
 
 
-class _Udp:
-    def __init__(self, loop: Loop, address: tuple[str, int], received: Callable[[bytes], None]) -> None:
-        self._loop, self._received = loop, received
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
-        self._sock.connect(address)
-        loop.add(self._sock.fileno(), READ, self._ready)
-
-    def _ready(self, _events: int) -> None:
-        try:
-            self._received(self._sock.recv(65_536))
-        except OSError:
-            pass
-
-    def send(self, payload: bytes) -> None:
-        try:
-            self._sock.send(payload)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        self._loop.discard(self._sock)
-
-
 class Connector:
     """Reaches any address, except the service ``forbidden``."""
 
@@ -117,7 +95,7 @@ class Connector:
     ) -> tuple[Outcome, DatagramEndpoint | None, str]:
         if request.service == "forbidden":
             return Outcome.NOT_ALLOWED, None, "not this node's"
-        return Outcome.OPENED, _Udp(self._loop, (request.address, request.port), received), ""
+        return Outcome.OPENED, PlainUdp(self._loop, (request.address, request.port), received), ""
 
 
 class Stream:

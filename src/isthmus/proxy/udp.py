@@ -7,6 +7,7 @@ its endpoint leaves the service. Their number is bounded; the one that has been 
 import errno
 import resource
 import socket
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from itertools import islice
 from random import Random
@@ -164,7 +165,7 @@ class UdpProxy:
         self._sweeper = self.loop.call_later(self._sweep_s, self._sweep)
 
 
-class Session:
+class Session(ABC):
     """One client's datagrams to one destination; the endpoint stays the same while the session lives."""
 
     __slots__ = (
@@ -201,13 +202,13 @@ class Session:
         found = self.proxy.table.find(*self.flow.destination, "UDP")
         return found is self.served and self.served.pool.holds(self.candidate)
 
+    @abstractmethod
     def send(self, payload: bytes) -> bool:
         """Send one datagram on; False if the session has ended, and the datagram was not sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self) -> None:
         """Give back what the session holds."""
-        raise NotImplementedError
 
     def close(self, why: str) -> None:
         """End it. Repeating this does nothing."""
