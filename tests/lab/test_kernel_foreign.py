@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,12 +213,13 @@ def test_a_device_that_was_renamed_in_the_settings_is_replaced(tmp_path: Path) -
 
 def test_settings_that_were_changed_are_listed_and_restored_unless_someone_changed_them_since(tmp_path: Path) -> None:
     how = settings(Backend.IPTABLES, Handover.DNAT)
-    names = "net.netfilter.nf_conntrack_udp_timeout net.netfilter.nf_conntrack_udp_timeout_stream"
+    conntrack = "net.netfilter.nf_conntrack_udp_timeout net.netfilter.nf_conntrack_udp_timeout_stream"
+    names = f"{conntrack} net.ipv4.tcp_tw_reuse"
     with running_node("c", tmp_path) as made:
         before = sh(f"sysctl {names}", made.node)
         made.apply(how)
         changes = child(made.node, lambda: Interception(how, tmp_path, "boot").read().sysctls)
-        assert [(change.before, change.ours) for change in changes] == [("30", "200"), ("120", "200")]
+        assert [(change.before, change.ours) for change in changes] == [("30", "200"), ("120", "200"), ("2", "1")]
         assert (tmp_path / "sysctls.json").stat().st_mode & 0o777 == 0o600
         made.remove(how)
         assert sh(f"sysctl {names}", made.node) == before
@@ -246,7 +248,8 @@ def test_one_opt_out_among_ten_thousand_costs_less_than_fifty_milliseconds(tmp_p
     with running_node("t", tmp_path) as made:
         costs, exceptions = child(made.node, act)
         assert exceptions == 10_000
-        assert min(costs) < 0.05, costs  # the least: what the change costs, not how busy the machine is
+        print(f"median {statistics.median(costs) * 1e3:.1f} ms, least {min(costs) * 1e3:.1f} ms")
+        assert statistics.median(costs) < 0.05, costs
 
 
 def test_an_address_that_is_taken_back_from_the_opt_outs_is_intercepted_at_once(tmp_path: Path) -> None:
