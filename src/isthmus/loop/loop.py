@@ -15,6 +15,8 @@ from typing import Protocol
 
 import structlog
 
+from isthmus.loop.conduit import Conduit
+
 log = structlog.get_logger(__name__)
 
 READ = select.EPOLLIN
@@ -67,6 +69,8 @@ class Loop:
         self._calls: deque[Callable[[], None]] = deque()
         self._bulk: deque[Callable[[], None]] = deque()
         self._closing: list[Closable] = []
+        self._conduit: Conduit | None = None
+        self._no_conduit = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = False
         self.now_s = time.monotonic()
@@ -121,6 +125,17 @@ class Loop:
         """Call after the events at hand. From the loop's thread only."""
         self._calls.append(call)
 
+    @property
+    def conduit(self) -> Conduit | None:
+        """The loop's pipe for bulk, made at first use; None where the kernel gives none."""
+        if self._conduit is None and not self._no_conduit:
+            try:
+                self._conduit = Conduit()
+            except OSError as error:
+                self._no_conduit = True
+                log.info("no pipe for bulk, bytes are copied", reason=error.strerror)
+        return self._conduit
+
     def call_behind(self, call: Callable[[], None]) -> None:
         """Call when nothing else is ready: one such call a round, so what is ready meanwhile waits for one at most.
 
@@ -162,6 +177,8 @@ class Loop:
     def close(self) -> None:
         """Release the loop's own descriptors; watched ones belong to their owners."""
         self._close_discarded()
+        if self._conduit is not None:
+            self._conduit.close()
         self.remove(self._wake)
         os.close(self._wake)
         self._epoll.close()

@@ -4,7 +4,8 @@ A byte goes from one socket into a buffer that the whole process shares, and at 
 Only what the other socket does not take is copied aside, at most one turn's bytes a direction; until it is taken,
 nothing more is read, so TCP's own window carries the back-pressure to the sender. A connection holds two descriptors
 and no thread. A turn moves at most QUANTUM_BYTES; a direction that fills its turns gets larger ones, up to BULK_BYTES
-(fewer, larger copies cost less), but behind everything else that is ready, so that bulk does not hold up a request.
+through the loop's pipe (conduit.py) instead of the buffer, but behind everything else that is ready, so that bulk does
+not hold up a request.
 """
 
 import socket
@@ -12,6 +13,7 @@ import struct
 from collections.abc import Callable
 from enum import StrEnum
 
+from isthmus.loop.conduit import Conduit
 from isthmus.loop.loop import ERROR, PEER_ENDED, READ, WRITE, Loop
 
 QUANTUM_BYTES = 256 * 1024
@@ -192,8 +194,46 @@ class _Side:
 
     def _bulk_turn(self) -> None:
         self.waits = False
-        if self.splice.open and self.interest & READ:
+        if not (self.splice.open and self.interest & READ):
+            return
+        conduit = self.splice.loop.conduit
+        if conduit is None:
             self._pump(0)
+        else:
+            self._move(conduit)
+
+    def _move(self, conduit: Conduit) -> None:
+        """Like ``_pump``, without copying what the other side takes at once."""
+        other, quantum = self.other, self.quantum
+        try:
+            moved = conduit.move(self.fd, other.fd, quantum)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.splice.side_failed(self)
+            return
+        if not moved.taken:
+            self._end_of_stream()
+            return
+        self.received += moved.taken
+        if moved.error is not None:
+            other.write_failed()
+        elif moved.rest:
+            self.quantum = max(quantum // 2, QUANTUM_BYTES)
+            other._hold(memoryview(moved.rest))
+        else:
+            self._judge(moved.taken, quantum)
+
+    def _judge(self, count: int, quantum: int) -> None:
+        """A turn of ``quantum`` moved ``count`` bytes, all taken: how large the next one is."""
+        if count == quantum:
+            if quantum < BULK_BYTES and _Held.bytes <= HELD_MOST_BYTES:
+                if quantum == QUANTUM_BYTES:  # bulk from now on: the conduit needs sockets that do not block
+                    self.sock.setblocking(False)
+                    self.other.sock.setblocking(False)
+                self.quantum = 2 * quantum
+        elif count < SHORT_BYTES and quantum > QUANTUM_BYTES:
+            self.quantum = quantum // 2
 
     def _pump(self, events: int) -> bool:
         """Move one quantum to the other side. Returns whether all of it was taken and more may come."""
@@ -221,11 +261,8 @@ class _Side:
             self.quantum = max(quantum // 2, QUANTUM_BYTES)
             other._hold(_view[sent:count])
             return False
-        if count == quantum:
-            if quantum < BULK_BYTES and _Held.bytes <= HELD_MOST_BYTES:
-                self.quantum = 2 * quantum
-        elif count < SHORT_BYTES and quantum > QUANTUM_BYTES:
-            self.quantum = quantum // 2
+        if count >= QUANTUM_BYTES or quantum > QUANTUM_BYTES:
+            self._judge(count, quantum)
         # A FIN was there when the loop looked, and this read emptied the queue: no second read is needed to see it.
         if events & (PEER_ENDED | ERROR) == PEER_ENDED and count < quantum:
             self._end_of_stream()
