@@ -96,8 +96,6 @@ class DataWorker:
             case worker.Ask(number, what, arguments):
                 answer = msgspec.Raw(worker.encoder.encode(self._tell(what, arguments)))
                 self._channel.send(worker.Answer(number, answer))
-            case worker.Self():
-                pass
             case _:
                 self._link.handle(message)
 

@@ -14,7 +14,7 @@ import structlog
 
 from isthmus.model.errors import IsthmusError
 from isthmus.wire.local import WorkerStatus
-from isthmus.wire.worker import Answer, Ask, FromWorker, FromWorkerReader, Ready, ToWorker, encoder, pack
+from isthmus.wire.worker import Answer, Ask, FromWorker, FromWorkerReader, Ready, ToWorker, pack
 
 log = structlog.get_logger(__name__)
 
@@ -161,8 +161,3 @@ class WorkerProcess:
                 await asyncio.to_thread(process.wait)
         if writer is not None:
             writer.close()
-
-
-def answer(number: int, data: object) -> Answer:
-    """The worker's side of ``ask``: plain data, encoded."""
-    return Answer(number, msgspec.Raw(encoder.encode(data)))

@@ -1,6 +1,5 @@
 """``isthmus ca``: the cluster's certificate authority."""
 
-import asyncio
 import time
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +60,7 @@ def serve_issuer(
         ca_directory=str(directory),
         certificate_hours=hours,
     )
-    asyncio.run(serve(settings, relays=False))
+    serve(settings, relays=False)
 
 
 @app.command("show")

@@ -1,7 +1,6 @@
 """``isthmus relay``: run a relay, or ask a running one how it is."""
 
 import asyncio
-import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from isthmus.agent.metrics import Metrics
 from isthmus.cli.configuration import holder_name, load_settings
 from isthmus.cli.options import TextFormat
 from isthmus.cli.output import print_value
+from isthmus.cli.service import run_service
 from isthmus.model.errors import IsthmusError
 from isthmus.model.settings import RelaySettings
 from isthmus.model.settings_text import parse_relay_settings
@@ -42,39 +42,26 @@ def relay(
     if status:
         _show(settings, output)
         return
-    asyncio.run(serve(settings))
+    serve(settings)
 
 
-async def serve(settings: RelaySettings, *, relays: bool = True) -> None:
+def serve(settings: RelaySettings, *, relays: bool = True) -> None:
     """Run until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     service = Service(settings, authority=open_authority(settings), relays=relays)
 
-    async def run() -> None:
-        try:
-            await service.run(stop)
-        finally:
-            stop.set()
+    async def run(stop: asyncio.Event) -> None:
+        async def relay_until_it_ends() -> None:
+            try:
+                await service.run(stop)
+            finally:
+                stop.set()
 
-    try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(run(), name="relay")
+            tasks.create_task(relay_until_it_ends(), name="relay")
             if settings.metrics:
                 tasks.create_task(Metrics(settings.metrics, service.metrics).run(stop), name="metrics")
-    except BaseExceptionGroup as group:
-        for error in _leaves(group):
-            if isinstance(error, IsthmusError):
-                raise error from group
-        raise
 
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
+    run_service(run)
 
 
 def _show(settings: RelaySettings, output: TextFormat) -> None:

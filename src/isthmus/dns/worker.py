@@ -1,6 +1,6 @@
 """The DNS worker process: ``python -m isthmus.dns.worker --fd N --config JSON``, started by the agent (``command``).
 
-``--fd`` is its end of a Unix stream socket pair; the other end speaks wire/worker.py: Self, PutService, DropService,
+``--fd`` is its end of a Unix stream socket pair; the other end speaks wire/worker.py: PutService, DropService,
 Synced and Ask in, Ready, Trouble and Answer out. It binds its addresses at once, in the network namespace it was
 started in, and answers from Synced on; what was asked before waits in the sockets. It ends with SIGTERM, and with its
 parent.

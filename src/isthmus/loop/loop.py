@@ -25,7 +25,6 @@ BOTH = READ | WRITE
 ERROR = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP
 PEER_ENDED = select.EPOLLRDHUP
-ONESHOT = select.EPOLLONESHOT
 
 MAX_EVENTS = 256
 
@@ -59,7 +58,7 @@ class Timer:
 
 
 class Loop:
-    """A readiness loop. Only ``call_threadsafe``, ``rearm`` and ``stop`` may be used from other threads."""
+    """A readiness loop. Only ``call_threadsafe`` and ``stop`` may be used from other threads."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -83,10 +82,6 @@ class Loop:
 
     def modify(self, fd: int, events: int) -> None:
         """Change what is watched; 0 leaves only error and hang-up."""
-        self._epoll.modify(fd, events)
-
-    def rearm(self, fd: int, events: int) -> None:
-        """Like ``modify``, from any thread: for descriptors watched with ONESHOT and handled in a pool thread."""
         self._epoll.modify(fd, events)
 
     def set_handler(self, fd: int, handler: Handler) -> None:

@@ -33,16 +33,6 @@ class DnsConfig(msgspec.Struct, frozen=True, rename="kebab"):
     resolv_conf: str = "/etc/resolv.conf"
 
 
-class Self(msgspec.Struct, frozen=True, tag=True):
-    """Who this node is."""
-
-    node: str
-    site: str
-    addresses: tuple[str, ...]
-    pod_cidrs: tuple[str, ...]
-    boot_id: str
-
-
 class PutService(msgspec.Struct, frozen=True, tag=True):
     """A service is new or changed."""
 
@@ -180,9 +170,7 @@ class Trouble(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-ToWorker = (
-    Self | PutService | DropService | Synced | PutPeer | DropPeer | Credentials | Announce | Dial | DialFailed | Ask
-)
+ToWorker = PutService | DropService | Synced | PutPeer | DropPeer | Credentials | Announce | Dial | DialFailed | Ask
 FromWorker = NeedConnection | Heard | PathReport | Answer | Ready | Trouble
 
 encoder = msgspec.msgpack.Encoder()
